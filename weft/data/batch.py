@@ -1,0 +1,45 @@
+"""What the loader hands to an objective."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from weft.core.view import Tokens
+
+
+@dataclass
+class Batch:
+    """One micro-batch: a stream (or two), what to predict, and the share of each token.
+
+    tokens   the model's stream: all of a decoder's, the decoder's side of an encoder-decoder, the left side of `a <-> b`
+    source   the encoder's side, or the right side of `a <-> b`; None for one-stream models
+    targets  (B,T) int64, the id to be predicted *at* this token (already shifted for next-token objectives); -100: untrained.
+             For `classify` (B,) or (B,T) label numbers at the pooled token. None for `a <-> b`.
+    weights  (B,T) float32 loss weight of each trained token (the arrow's weight); 0 where untrained
+    arrow    (B,T) int64 number of the arrow a token was rendered for (to log a loss per arrow); -1: none
+    objective  name of the objective this batch is for ("next", "masked", "seq2seq", "classify", "contrastive")
+    total    sum of the weights over the WHOLE step, all its micro-batches: the loss is sum(weight * loss) / total
+    real     tokens that are not padding (source included), for tokens/s
+    rows     the table's row numbers in it
+    """
+
+    tokens: Tokens
+    targets: Tensor | None = None
+    weights: Tensor | None = None
+    arrow: Tensor | None = None
+    source: Tokens | None = None
+    total: float = 1.0
+    real: int = 0
+    rows: list[int] = field(default_factory=list)
+    objective: str = "next"
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on another device."""
+        move = lambda t: None if t is None else t.to(device)  # noqa: E731
+        return Batch(
+            self.tokens.to(device), move(self.targets), move(self.weights), move(self.arrow), move(self.source),
+            self.total, self.real, self.rows, self.objective,
+        )
