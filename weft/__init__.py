@@ -1,0 +1,77 @@
+"""weft: weave text, images and sound into one language model.
+
+    import weft
+
+    run = weft.train("photos/metadata.csv", "image, question -> answer", "caption -> image", out="runs/mine")
+    weft.predict(run, "image, question -> answer", {"image": "cat.png", "question": "what colour is it?"})
+
+Importing does nothing and is quick: each public name is fetched when it is first asked for (PEP 562).
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:  # what an editor and pyright see; at run time __getattr__ below does it
+    from weft.errors import WeftError as WeftError
+    from weft.evaluate.compare import compare as compare
+    from weft.evaluate.report import report as report
+    from weft.evaluate.run import evaluate as evaluate
+    from weft.generate.predict import predict as predict
+    from weft.run import load as load
+    from weft.train import check as check
+    from weft.train import plan as plan
+    from weft.train import train as train
+
+# public name -> the module that holds it
+PUBLIC = {
+    "load": "weft.run",
+    "train": "weft.train",
+    "plan": "weft.train",
+    "check": "weft.train",
+    "predict": "weft.generate.predict",
+    "evaluate": "weft.evaluate.run",
+    "compare": "weft.evaluate.compare",
+    "report": "weft.evaluate.report",
+    "WeftError": "weft.errors",
+}
+__all__ = ["WeftError", "__version__", "check", "compare", "evaluate", "load", "plan", "predict", "report", "train"]
+
+
+def public(name: str) -> Any:
+    """The object behind a public name; its module is imported now if it was not yet."""
+    return getattr(importlib.import_module(PUBLIC[name]), name)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in PUBLIC:
+        raise AttributeError(f"module 'weft' has no attribute {name!r}. Public names: {', '.join(sorted(PUBLIC))}")
+    return public(name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *PUBLIC})
+
+
+class _Room(ModuleType):
+    """A room whose name is a public function too (`weft.train`): called, it calls that function."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return public(self.__name__.rpartition(".")[2])(*args, **kwargs)
+
+
+class _Weft(ModuleType):
+    def __setattr__(self, name: str, value: Any) -> None:
+        # The import system binds `weft.train`, the package, over `weft.train`, the function, as soon as any of the
+        # package's modules is imported. Both meanings have to hold, whatever was imported before.
+        if name in PUBLIC and isinstance(value, ModuleType):
+            value.__class__ = _Room
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Weft
