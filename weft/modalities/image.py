@@ -1,0 +1,208 @@
+"""Images <-> arrays <-> patches. numpy in, numpy out.
+
+Shape letters:  H height  W width  P pixels per side of a patch  N patches  (h,w) sides after `fit`
+
+    file, bytes, PIL, array --open_image--> (H,W,3) uint8 --fit--> (h,w,3) --patches--> values (N,3*P*P), positions (N,3)
+                                                └--square--> (S,S,3)  for a codec       N = h/P * w/P, row by row
+
+Nothing is cropped: the aspect is kept by `fit` (its sides are rounded to whole patches) and by `square` (letterboxed).
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps
+
+from weft.errors import DataError, RecipeError
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # only these decoders run, whatever Pillow could read
+PIXELS = 89_478_485  # more is taken for a decompression bomb (Pillow's own limit: 256 MiB of RGB)
+WHITE = 255
+
+
+class Patches(NamedTuple):
+    """values (N,3*P*P) float16 in [-1,1]; positions (N,3) float32 (0, row, column); advance max(rows, columns)."""
+
+    values: np.ndarray
+    positions: np.ndarray
+    advance: float
+
+
+def open_image(source: str | Path | bytes | Image.Image | np.ndarray, name: str = "") -> np.ndarray:
+    """Any picture -> (H,W,3) uint8, upright, on white.
+
+    EXIF rotation is applied, alpha is laid over white, grey and 16 bit become 8-bit RGB, of an animation the first frame
+    is taken. An array may be (H,W), (H,W,1), (H,W,3) or (H,W,4) of uint8, uint16, bool or float in [0,1].
+    `name` stands for the picture in errors (a path names itself). Raises DataError.
+    """
+    if isinstance(source, np.ndarray):
+        return _from_array(source, name or "the image array")
+    if isinstance(source, Image.Image):
+        return _decode(source, name or "the image")
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        name = name or f"an image of {len(source)} bytes"
+        stream: io.IOBase = io.BytesIO(source)
+    elif isinstance(source, (str, Path)):
+        name = name or str(source)
+        stream = io.BytesIO(read_file(source, "an image"))
+    else:
+        raise DataError(f"{name or 'an image'} came as {type(source).__name__}; a path, bytes, PIL image or array was expected")
+    if stream.getbuffer().nbytes == 0:  # type: ignore[attr-defined]
+        raise DataError(f"{name}: the file is empty (0 bytes); an image was expected ({', '.join(FORMATS)})")
+    try:
+        image = Image.open(stream, formats=FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise DataError(f"{name}: {error}; make it smaller (at most {PIXELS:,} pixels)") from error
+    except Exception as error:  # a hostile header can raise nearly anything
+        raise DataError(
+            f"{name}: not an image that can be read; expected one of {', '.join(FORMATS)}. Convert it, or remove the row"
+        ) from error
+    with image:
+        return _decode(image, name)
+
+
+def read_file(path: str | Path, what: str) -> bytes:
+    """The bytes of a file, or a DataError that names it. `what` ("an image") is what was expected there."""
+    try:
+        return Path(path).read_bytes()
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: there is no such file; {what} was expected. Check the path in the table") from error
+    except IsADirectoryError as error:
+        raise DataError(f"{path}: this is a folder; {what} was expected") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error}); {what} was expected") from error
+
+
+def _decode(image: Image.Image, name: str) -> np.ndarray:
+    """An opened picture -> (H,W,3) uint8."""
+    if image.width * image.height > PIXELS:
+        raise DataError(f"{name}: {image.width} x {image.height} pixels are more than {PIXELS:,}; make it smaller")
+    try:
+        image = ImageOps.exif_transpose(image)
+        if image.mode.startswith(("I", "F")):
+            return _from_array(np.asarray(image), name)
+        if image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info:
+            image = image.convert("RGBA")
+            white = Image.new("RGBA", image.size, (WHITE, WHITE, WHITE, WHITE))
+            image = Image.alpha_composite(white, image)
+        return np.array(image.convert("RGB"))
+    except DataError:
+        raise
+    except Exception as error:  # truncated or damaged data: OSError, SyntaxError, zlib.error, struct.error ...
+        raise DataError(f"{name}: the {image.format or 'image'} data is damaged or cut off ({error})") from error
+
+
+def _from_array(array: np.ndarray, name: str) -> np.ndarray:
+    """(H,W), (H,W,1|3|4) of uint8, uint16, int32, bool or float -> (H,W,3) uint8."""
+    array = array[..., None] if array.ndim == 2 else array
+    if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or 0 in array.shape:
+        raise DataError(f"{name} has shape {array.shape}; (H,W), (H,W,1), (H,W,3) or (H,W,4) was expected, channels last")
+    if array.dtype == bool:
+        array = array * np.float32(255)
+    elif array.dtype != np.uint8:
+        array = _to_bytes(array, name)
+    array = array.astype(np.float32)
+    if array.shape[2] == 4:
+        alpha = array[..., 3:] / 255
+        array = array[..., :3] * alpha + WHITE * (1 - alpha)
+    array = np.rint(array).astype(np.uint8)
+    return np.ascontiguousarray(np.broadcast_to(array, (*array.shape[:2], 3)))
+
+
+def _to_bytes(array: np.ndarray, name: str) -> np.ndarray:
+    """Numbers of another range -> float 0..255, by their type: 16 bit or float in [0,1]."""
+    if not np.issubdtype(array.dtype, np.number) or np.iscomplexobj(array):
+        raise DataError(f"{name} holds {array.dtype}; uint8, uint16, bool or float in [0,1] was expected")
+    low, high = float(array.min()), float(array.max())
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise DataError(f"{name} holds numbers that are not finite")
+    whole = np.issubdtype(array.dtype, np.integer)
+    limit = 65535 if whole else 1
+    if low < 0 or high > limit:
+        raise DataError(f"{name} holds {array.dtype} from {low:g} to {high:g}; 0 to {limit} was expected")
+    return array.astype(np.float32) * np.float32(255 / limit)
+
+
+def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """(H,W,3) uint8 -> (height,width,3) uint8, bilinear and antialiased; the same bits on every call."""
+    if image.shape[:2] == (height, width):
+        return image
+    pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]  # (H,W,3) -> (1,3,H,W)
+    pixels = F.interpolate(pixels, (height, width), mode="bilinear", antialias=True)
+    return pixels[0].permute(1, 2, 0).contiguous().numpy()
+
+
+def fit(image: np.ndarray, size: int, patch: int) -> np.ndarray:
+    """(H,W,3) uint8 -> (h,w,3) uint8: aspect kept, longest side `size`, both sides whole patches.
+
+    `size` is rounded down to whole patches; the shorter side is rounded to the nearest whole patch and is at least one,
+    which is the only distortion. Small images are enlarged. Raises RecipeError if `size` is less than one patch.
+    """
+    if patch < 1 or size < patch:
+        raise RecipeError(f"image.size {size} with image.patch {patch}: at least one patch must fit; make the size larger")
+    longest = size // patch * patch
+    scale = longest / max(image.shape[:2])
+    height, width = (min(longest, max(1, round(side * scale / patch)) * patch) for side in image.shape[:2])
+    return resize(image, height, width)
+
+
+def square(image: np.ndarray, size: int) -> np.ndarray:
+    """(H,W,3) uint8 -> (size,size,3) uint8: aspect kept, in the middle, letterboxed with white."""
+    scale = size / max(image.shape[:2])
+    height, width = (max(1, round(side * scale)) for side in image.shape[:2])
+    image = resize(image, height, width)
+    if height == width:
+        return image
+    canvas = np.full((size, size, 3), WHITE, np.uint8)
+    top, left = (size - height) // 2, (size - width) // 2
+    canvas[top : top + height, left : left + width] = image
+    return canvas
+
+
+def shift(image: np.ndarray, rows: int, columns: int) -> np.ndarray:
+    """Move the picture by whole pixels (down and right are positive); the edge is repeated into the gap.
+
+    Augmentation: the caller draws `rows` and `columns` from its own seed, so the same step gives the same picture.
+    """
+    height, width = image.shape[:2]
+    down = np.clip(np.arange(height) - rows, 0, height - 1)
+    right = np.clip(np.arange(width) - columns, 0, width - 1)
+    return image[down[:, None], right[None, :]]
+
+
+def patches(image: np.ndarray, patch: int) -> Patches:
+    """(h,w,3) uint8 -> (N,3*P*P) float16 in [-1,1], row by row; within a patch channel, row, column (as a ViT's kernel).
+
+    Raises DataError if a side is no multiple of `patch`: call `fit` first.
+    """
+    height, width = image.shape[:2]
+    if height % patch or width % patch:
+        raise DataError(f"an image of {height} x {width} pixels does not divide into patches of {patch}; fit() it first")
+    rows, columns = height // patch, width // patch
+    values = image.reshape(rows, patch, columns, patch, 3).transpose(0, 2, 4, 1, 3)  # (rows,columns,3,P,P)
+    values = (values.reshape(rows * columns, -1).astype(np.float32) / 127.5 - 1).astype(np.float16)
+    positions = np.zeros((rows * columns, 3), np.float32)
+    positions[:, 1] = np.repeat(np.arange(rows), columns)
+    positions[:, 2] = np.tile(np.arange(columns), rows)
+    return Patches(values, positions, float(max(rows, columns)))
+
+
+def unpatch(values: np.ndarray, rows: int, columns: int) -> np.ndarray:
+    """The way back of `patches`: (rows*columns,3*P*P) -> (h,w,3) uint8 (to show what the model saw)."""
+    patch = round((values.shape[1] / 3) ** 0.5)
+    image = values.astype(np.float32).reshape(rows, columns, 3, patch, patch).transpose(0, 3, 1, 4, 2)
+    image = image.reshape(rows * patch, columns * patch, 3)
+    return np.clip(np.rint((image + 1) * 127.5), 0, 255).astype(np.uint8)
+
+
+def to_png(image: np.ndarray) -> bytes:
+    """(H,W,3) uint8 -> the bytes of a PNG file."""
+    stream = io.BytesIO()
+    Image.fromarray(image).save(stream, "PNG")
+    return stream.getvalue()
