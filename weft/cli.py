@@ -1,0 +1,318 @@
+"""The command line: read the words, call the public function of the same name, print what it returns.
+
+    weft plan | train | predict | eval | check | compare | report
+
+Exit codes: 0 done; 2 the user's input is at fault (one message on stderr); 130 interrupted; 1 our own fault (a traceback).
+Nothing here imports torch: `weft --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import json as json_module
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+import weft
+from weft.errors import RecipeError, WeftError, nearest
+
+if TYPE_CHECKING:
+    from weft.arrows.grammar import Arrow
+
+
+class Commands(TyperGroup):
+    """Every subcommand, with one place that turns errors into exit codes."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        # "-> text" starts with a dash, but it is an arrow, not an option.
+        return super().parse_args(ctx, [f" {word}" if word.startswith("->") else word for word in args])
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except WeftError as error:
+            print(f"weft: {error}", file=sys.stderr)
+            raise typer.Exit(2) from None
+        except KeyboardInterrupt:
+            print("weft: interrupted", file=sys.stderr)
+            raise typer.Exit(130) from None
+
+
+app = typer.Typer(
+    cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
+)
+
+Words = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="DATA ARROWS... [KEY=VALUE...]", show_default=False,
+                   help="A table (folder, csv, jsonl, parquet, tar), then arrows; or a recipe.toml. "
+                        "key=value changes the recipe: train.lr=0.01"),
+]  # fmt: skip
+Json = Annotated[bool, typer.Option("--json", help="Machine-readable results on stdout, and nothing else there.")]
+Family = Annotated[str | None, typer.Option(help="Model family; the default is weft's own.", show_default=False)]
+Seed = Annotated[int | None, typer.Option(help="Same recipe, seed and machine: same bits.", show_default=False)]
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.", show_default=False)]
+PREDICT_WORDS = {"allow_extra_args": True, "ignore_unknown_options": True}  # --COLUMN is known only once the arrow is
+
+
+@app.callback(invoke_without_command=True)
+def root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    """Weave text, images and sound into one language model: a table and a few arrows in, a proven model out."""
+    if version:
+        print(f"weft {weft.__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def plan(words: Words = None, family: Family = None, seed: Seed = None, json: Json = False) -> None:
+    """Say what a run would do: columns, arrows, which tokens are trained, size, memory and time."""
+    data, arrows, overrides = split_words(words)
+    found = weft.plan(data, *arrows, family=family, overrides=with_seed(overrides, seed))
+    print_json(found) if json else print(found)
+
+
+@app.command()
+def check(words: Words = None, family: Family = None, seed: Seed = None, json: Json = False) -> None:
+    """Prove on your own rows that training, packing, decoding and resuming are right. Under a minute."""
+    data, arrows, overrides = split_words(words)
+    found = weft.check(data, *arrows, family=family, overrides=with_seed(overrides, seed))
+    print_json(found) if json else print(found)
+
+
+@app.command()
+def train(
+    words: Words = None,
+    out: Annotated[Path | None, typer.Option(help="The run directory to make.", show_default=False)] = None,
+    minutes: Annotated[float | None, typer.Option(help="Time to train; 10 unless said.", show_default=False)] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps to train, in place of minutes.", show_default=False)] = None,
+    resume: Annotated[Path | None, typer.Option(help="Go on with this run, bit for bit.", show_default=False)] = None,
+    family: Family = None,
+    seed: Seed = None,
+    json: Json = False,
+) -> None:
+    """Train one model on all arrows. Ctrl-C saves and leaves; --resume goes on as if nothing had happened."""
+    if resume is not None:
+        if words or out is not None or family or seed is not None:
+            raise RecipeError("--resume goes on with the run's own recipe: it takes no data, arrows, --out, --family or --seed.")
+        run = weft.train(resume=resume, minutes=minutes, steps=steps, json=json)
+    else:
+        data, arrows, overrides = split_words(words)
+        run = weft.train(
+            data, *arrows, out=out, minutes=minutes, steps=steps, family=family,
+            overrides=with_seed(overrides, seed), json=json,
+        )  # fmt: skip
+    if not json:
+        print(f"\n{run.path} is ready. Next: weft eval {run.path}")
+
+
+@app.command(context_settings=PREDICT_WORDS)
+def predict(
+    ctx: typer.Context,
+    run: RunPath,
+    arrow: Annotated[str, typer.Argument(metavar="ARROW [--COLUMN VALUE]...", show_default=False,
+                     help="One of the run's arrows, then its inputs: --image cat.png --question 'what colour is it?'")],
+    table: Annotated[str | None, typer.Option(help="Many rows at once, from this table.", show_default=False)] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for pictures and sounds; RUN/predictions unless said.",
+                   show_default=False)] = None,
+    temperature: Annotated[float, typer.Option(help="0: always the likeliest token.")] = 0.0,
+    top_k: Annotated[int, typer.Option(help="Only the k likeliest tokens; 0: all.")] = 0,
+    top_p: Annotated[float, typer.Option(help="Only the likeliest tokens that make up this share.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="For temperature > 0.")] = 0,
+    json: Json = False,
+) -> None:  # fmt: skip
+    """Produce an arrow's output. Text is printed; pictures and sounds become files, whose paths are printed."""
+    from weft.arrows.grammar import parse
+
+    parsed = parse(arrow)
+    given = column_words(ctx.args)
+    if table is not None:
+        if given:
+            raise RecipeError(f"--table gives the inputs; leave out {', '.join('--' + name for name in given)}.")
+        rows = table_rows(table, parsed)
+    else:
+        rows = [check_inputs(parsed, given)]
+    values = weft.predict(run, arrow, rows, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+    name = parsed.outputs[0].name
+    shown = [present(value, out or run / "predictions", name) for value in values]
+    if json:
+        print_json([{"arrow": str(parsed), "inputs": row, "output": text} for row, text in zip(rows, shown, strict=True)])
+    else:
+        print("\n".join(shown))
+
+
+@app.command("eval")
+def evaluate(
+    run: RunPath,
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
+    arrow: Annotated[list[str] | None, typer.Option(help="Only this arrow; may be repeated.", show_default=False)] = None,
+    limit: Annotated[int | None, typer.Option(help="At most so many rows per arrow.", show_default=False)] = None,
+    json: Json = False,
+) -> None:
+    """Measure every arrow on held-out rows, with 95 % intervals, beside baselines on the same rows."""
+    results = weft.evaluate(run, split=split, arrows=arrow, limit=limit)
+    print_json(results) if json else print_results(results)
+
+
+@app.command()
+def compare(
+    run: RunPath,
+    other: Annotated[Path, typer.Argument(metavar="OTHER", help="Another run directory.", show_default=False)],
+    json: Json = False,
+) -> None:
+    """Compare two runs row by row. Scores that were not measured alike are refused."""
+    found = weft.compare(run, other)
+    print_json(found) if json else print(found)
+
+
+@app.command()
+def report(run: RunPath, json: Json = False) -> None:
+    """Write RUN/report.html: one self-contained page with curves, results, samples and what went wrong."""
+    path = weft.report(run)
+    print_json({"report": str(path)}) if json else print(path)
+
+
+# ------------------------------------------------------------------------------------------------ reading the words
+
+
+def split_words(words: Sequence[str] | None) -> tuple[str, list[str], list[str]]:
+    """`DATA ARROWS... key=value...` -> (data, arrows, overrides). An arrow holds `->`, `<->` or starts with `~`."""
+    data, arrows, overrides = "", [], []
+    for word in words or ():
+        if "->" in word or word.lstrip().startswith("~"):
+            arrows.append(word.strip())
+        elif "=" in word and not Path(word).exists():
+            overrides.append(word)
+        elif not data:
+            data = word
+        else:
+            raise RecipeError(
+                f"{word!r} is neither an arrow (a -> b, -> a, ~a, a <-> b) nor key=value, and the data is {data!r} already."
+            )
+    if not data:
+        raise RecipeError(
+            "Name the data first: weft train photos/metadata.csv 'image -> caption', or weft train recipe.toml"
+        )
+    return data, arrows, overrides
+
+
+def with_seed(overrides: list[str], seed: int | None) -> list[str]:
+    return overrides if seed is None else [*overrides, f"seed={seed}"]
+
+
+def column_words(words: Sequence[str]) -> dict[str, str]:
+    """`--image cat.png --question=why? text=...` -> {column: value}. The last form reaches a column named as an option is."""
+    given: dict[str, str] = {}
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        name, equals, value = word.removeprefix("--").partition("=")
+        if not equals:
+            if not word.startswith("--"):
+                raise RecipeError(f"What is {word!r}? Inputs are given as --COLUMN VALUE or COLUMN=VALUE.")
+            if not rest:
+                raise RecipeError(f"--{name} needs a value.")
+            value = rest.pop(0)
+        if name in given:
+            raise RecipeError(f"Column {name!r} is given twice.")
+        given[name] = value
+    return given
+
+
+def check_inputs(arrow: Arrow, given: dict[str, str]) -> dict[str, str]:
+    """`given`, if it is exactly what the arrow takes; else an error that names the nearest column or the missing ones."""
+    names = [column.name for column in arrow.inputs]
+    for name in given:
+        if name not in names:
+            raise RecipeError(f"The arrow {str(arrow)!r} has no input {name!r}.{nearest(name, names)}")
+    missing = [name for name in names if name not in given]
+    if missing:
+        wanted = " ".join(f"--{name} ..." for name in missing)
+        raise RecipeError(f"The arrow {str(arrow)!r} needs {', '.join(missing)} as well: {wanted}")
+    return given
+
+
+def table_rows(source: str, arrow: Arrow) -> list[dict[str, Any]]:
+    """The arrow's inputs from every row of a table."""
+    from weft.data.sources import open_table
+
+    table = open_table(source)
+    names = [column.name for column in arrow.inputs]
+    for name in names:
+        if name not in table.columns:
+            raise RecipeError(f"{source} has no column {name!r}.{nearest(name, table.columns)}")
+    return [{name: row[name] for name in names} for row in (table.row(i) for i in range(len(table)))]
+
+
+# ------------------------------------------------------------------------------------------------ printing
+
+
+def present(value: Any, folder: Path, name: str) -> str:
+    """Text as it is; a picture (H,W,3) uint8 as a PNG, a sound (samples,) float at 16 kHz as a WAV: the file's path."""
+    if not hasattr(value, "dtype"):
+        return str(value)
+    if value.ndim == 3:
+        from weft.modalities.image import to_png as encode
+
+        suffix = ".png"
+    else:
+        from weft.modalities.audio import to_wav as encode
+
+        suffix = ".wav"
+    folder.mkdir(parents=True, exist_ok=True)
+    path, number = folder / f"{name}{suffix}", 1
+    while path.exists():  # never over an earlier one
+        number += 1
+        path = folder / f"{name}-{number}{suffix}"
+    path.write_bytes(encode(value))
+    return str(path)
+
+
+def print_json(value: Any) -> None:
+    """Results for a machine; dataclasses by their fields, paths as text."""
+    print(json_module.dumps(value, indent=2, ensure_ascii=False, default=plain))
+
+
+def plain(value: Any) -> Any:
+    if hasattr(value, "as_dict"):
+        return value.as_dict()
+    if hasattr(value, "__dataclass_fields__"):
+        return {name: getattr(value, name) for name in value.__dataclass_fields__}
+    if hasattr(value, "item"):  # a numpy or torch number
+        return value.item()
+    return str(value)
+
+
+def print_results(results: Iterable[dict[str, Any]]) -> None:
+    """The results table: a line for each arrow and metric, its interval, how many rows, and the baselines."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("arrow", "metric"):
+        table.add_column(title)
+    for title in ("value", "95 % interval", "rows"):
+        table.add_column(title, justify="right")
+    table.add_column("baselines on the same rows")
+    table.add_column("hash", style="dim")
+    for r in results:
+        baselines = "  ".join(f"{name} {number(value)}" for name, value in (r.get("baselines") or {}).items())
+        table.add_row(
+            r["arrow"], r["metric"], number(r["value"]), f"{number(r['low'])} - {number(r['high'])}", str(r["n"]), baselines,
+            r.get("hash", ""),
+        )  # fmt: skip
+    Console().print(table)
+
+
+def number(value: Any) -> str:
+    """Three decimals; a baseline may be a number, or a result of its own with a `value`."""
+    value = value.get("value") if isinstance(value, dict) else value
+    return "-" if value is None else f"{value:.3f}"
+
+
+def main() -> None:
+    """The entry point `weft`."""
+    app()
