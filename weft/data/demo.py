@@ -1,0 +1,288 @@
+"""The demo's table, made from installed packages: shapes with questions, handwritten digits, and spoken sentences.
+
+    rows                 filled columns                       source
+    questions            image question answer speech         easy-vqa; every question is also spoken, by many voices
+    captions             image caption                        the facts that the questions tell of an image; scikit-learn's digits
+    speaking             text speech                          one voice reads sentences about shapes, colours and digits
+
+A blank cell means that the row takes no part in arrows over that column. What is held out:
+
+    images     easy-vqa's own test split; 5 % of its other images, by a seeded hash, for validation; a quarter of the digits
+    voices     a voice of the test (or validation) rows is heard nowhere else
+    sentences  15 % of the spoken sentences, by a seeded hash of the text, are spoken in the test rows only
+
+`build` writes `metadata.csv`, `images/`, `speech/` and `demo.json` (the numbers, for the report).
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+
+from weft.data.espeak import Clip, Voice, speak_all
+from weft.errors import DataError, MissingExtra
+
+VERSION = 1  # of what is built; a table with another version is made anew
+COLUMNS = ("image", "question", "answer", "speech", "caption", "text", "split")
+VALIDATION, SENTENCES_TEST, DIGITS_TEST = 0.05, 0.15, 0.25
+CLIPS_PER_QUESTION = 23  # of the training voices, so 2,461 clips of 107 questions
+
+COLOURS = ("black", "blue", "brown", "gray", "green", "red", "teal", "yellow")
+SHAPES = ("circle", "rectangle", "triangle")
+DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+
+SPEAKER = Voice("en-us", speed=175)  # the one voice of the speaking rows
+_ACCENTS = ("en-us", "en", "en-gb-scotland", "en-029", "en-gb-x-rp", "en-gb-x-gbclan", "en-gb-x-gbcwmd")
+_TWICE = ("m1", "m2", "m3", "m4", "m5", "m6", "m7", "m8", "f1", "f2", "f3", "f4", "f5")  # each with two accents
+_ONCE = (
+    "Alex", "Andrea", "Gene", "Lee", "Nguyen", "Reed", "adam", "aunty", "belinda", "david", "grandma", "marcelo",
+    "robert", "victor",
+)
+# Held-out voices differ from all training voices in their variant: another throat, not only another accent. Left out
+# altogether are the engine's effects (whisper, croak, echo, robots).
+_HELD_OUT = {
+    "validation": ("en-us+Alicia", "en+max", "en-029+pablo"),
+    "test": (
+        "en-us+Annie", "en-us+Michael", "en-us+paul", "en+shelby", "en+edward", "en-gb-scotland+steph",
+        "en-029+Andy", "en-gb-x-rp+Mike",
+    ),
+}
+
+
+def voices() -> dict[str, list[Voice]]:
+    """Who asks the questions, by split: 40 voices for training, 3 for validation, 8 for the test, no variant in two."""
+    names = [f"{_ACCENTS[(i + 3 * turn) % len(_ACCENTS)]}+{name}" for turn in range(2) for i, name in enumerate(_TWICE)]
+    names += [f"{_ACCENTS[i % len(_ACCENTS)]}+{name}" for i, name in enumerate(_ONCE)]
+    by_split = {"train": names, **{split: list(held) for split, held in _HELD_OUT.items()}}
+    return {  # speed and pitch differ from voice to voice too, within the same bounds in every split
+        split: [Voice(name, speed=155 + _draw(name, 0, "speed") % 46, pitch=40 + _draw(name, 0, "pitch") % 21) for name in names]
+        for split, names in by_split.items()
+    }
+
+
+def sentences() -> list[str]:
+    """What the speaking rows say, questions apart: captions, and sentences that put the same words together in new ways."""
+    made = [f"a {c} {s}" for c, s in product(COLOURS, SHAPES)] + [f"a handwritten {d}" for d in DIGITS]
+    for c, s in product(COLOURS, SHAPES):
+        made += [
+            f"the {s} is {c}", f"the {s} is not {c}", f"is the {s} {c}?", f"yes, the {s} is {c}", f"no, the {s} is not {c}",
+            f"there is a {c} {s} in the image", f"there is no {c} {s} in the image", f"is there a {c} {s} in the image?",
+            f"is there a {c} {s}?", f"the image contains a {c} {s}", f"the image does not contain a {c} {s}",
+            f"a {c} {s} is present", f"no {c} {s} is present", f"is a {c} {s} present?", f"the color of the {s} is {c}",
+            f"what is the {c} {s}?", f"the {c} shape is a {s}", f"this is a {c} {s}",
+        ]
+    for d in DIGITS:
+        made += [
+            f"the digit is a handwritten {d}", f"the digit is {d}", f"the image contains a handwritten {d}", f"this is a {d}",
+            f"is there a {d} in the image?", f"there is a handwritten {d} in the image", f"is the digit a {d}?",
+        ]
+    for c, other in product(COLOURS, COLOURS):
+        if c != other:
+            made += [f"{c} and {other}", f"the shape is {c}, not {other}"]
+    made += [f"{a} and {b}" for a, b in product(DIGITS, DIGITS) if a != b]
+    made += [
+        f"a {c} {s} and a {other} {second}"
+        for (c, s), (other, second) in product(product(COLOURS, SHAPES), repeat=2)
+        if s != second and c != other and _draw(f"{c}{s}{other}{second}", 0, "pair") % 4 == 0
+    ]
+    return sorted(set(made))
+
+
+def build(out: Path, seed: int = 0, processes: int = 2) -> Path:
+    """Make the table below `out` and return the path of its `metadata.csv`; a complete one of this version and seed is reused.
+
+    Everything is written to a folder beside `out` and renamed at the end, so an interrupted build leaves nothing half done.
+    Raises MissingExtra when a package is missing, DataError when `out` holds something that is not a demo table.
+    """
+    out = Path(out)
+    if is_complete(out, seed):
+        return out / "metadata.csv"
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "demo.json").is_file())):
+        raise DataError(f"{out} exists and is not a demo table. Name an empty or a new folder.")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    try:
+        _write(work, seed, processes)
+        if out.exists():
+            shutil.rmtree(out)
+        os.replace(work, out)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)  # nothing is there after the rename
+    return out / "metadata.csv"
+
+
+def is_complete(out: Path, seed: int = 0) -> bool:
+    """Whether `out` holds the whole table of this version and seed."""
+    if not (out / "demo.json").is_file() or not (out / "metadata.csv").is_file():
+        return False
+    facts = json.loads((out / "demo.json").read_text(encoding="utf-8"))
+    table = hashlib.sha256((out / "metadata.csv").read_bytes()).hexdigest()
+    return (facts.get("version"), facts.get("seed"), facts.get("sha256")) == (VERSION, seed, table)
+
+
+def _write(out: Path, seed: int, processes: int) -> None:
+    asked, colourless = _questions(out, seed)
+    rows, clips = _speak_questions(asked, seed)
+    captions = _captions(asked) + _digits(out, seed)
+    questions = sorted({row["question"] for row in asked})
+    speaking, spoken = _speaking(questions, seed)
+    speak_all(clips + spoken, out, processes)
+    with open(out / "metadata.csv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows + captions + speaking)
+    facts = _facts(rows, captions, speaking, clips, colourless)
+    facts |= {"version": VERSION, "seed": seed, "sha256": hashlib.sha256((out / "metadata.csv").read_bytes()).hexdigest()}
+    (out / "demo.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+
+
+def _facts(rows: list, captions: list, speaking: list, clips: list[Clip], undetermined: list[str]) -> dict:
+    """The numbers that the report tells of the table."""
+    by_split: dict[str, dict[str, object]] = {}
+    for split in ("train", "validation", "test"):
+        mine, mine_captions = ([row for row in part if row["split"] == split] for part in (rows, captions))
+        by_split[split] = {
+            "questions": len(mine),
+            "question_images": len({row["image"] for row in mine}),
+            "captions": len(mine_captions),
+            "digits": sum("digit" in row["image"] for row in mine_captions),
+            "question_clips": len({row["speech"] for row in mine}),
+            "voices": sorted(voice.name for voice in voices()[split]),
+            "spoken_sentences": sum(row["split"] == split for row in speaking),
+        }
+    return {
+        "splits": by_split, "clips": len(clips) + len(speaking), "speaker": SPEAKER.name,
+        "images_without_caption": undetermined,  # their questions do not determine both shape and colour
+    }
+
+
+def _draw(text: str, seed: int, purpose: str) -> int:
+    """A number that depends on nothing but its arguments, on any machine."""
+    return int.from_bytes(hashlib.sha256(f"{seed}|{purpose}|{text}".encode()).digest()[:8], "big")
+
+
+def _share(text: str, seed: int, purpose: str) -> float:
+    return _draw(text, seed, purpose) / 2**64
+
+
+def _questions(out: Path, seed: int) -> tuple[list[dict], list[str]]:
+    """easy-vqa: copies its images; rows with image, question, answer, split, and the facts (`_caption`) of each image."""
+    try:
+        import easy_vqa
+    except ImportError as error:
+        raise MissingExtra("The demo's table of shapes (package easy-vqa)", "demo") from error
+    source = Path(easy_vqa.__file__).parent / "data"
+    rows, undetermined = [], []
+    for part in ("train", "test"):
+        folder = out / "images" / part
+        shutil.copytree(source / part / "images", folder, ignore=shutil.ignore_patterns(".*"))
+        told = defaultdict(list)
+        for question, answer, image in json.loads((source / part / "questions.json").read_text(encoding="utf-8")):
+            told[image].append((question, answer))
+        for image in sorted(told):
+            path = f"images/{part}/{image}.png"
+            held = part == "train" and _share(path, seed, "validation") < VALIDATION
+            caption = caption_of(told[image])
+            if caption is None:
+                undetermined.append(path)
+            rows += [
+                {"image": path, "question": q, "answer": a, "split": "validation" if held else part, "_caption": caption}
+                for q, a in told[image]
+            ]
+    return rows, undetermined
+
+
+def caption_of(told: Iterable[tuple[str, str]]) -> str | None:
+    """'a blue triangle', from the questions and answers about one image; None where they do not tell both for certain.
+
+    A word of the question is a fact when the answer affirms it ('is there a red shape?' yes; 'is there not a red shape?' no),
+    'what is the red shape?' presupposes it, and a word is a fact too when all its alternatives are denied.
+    """
+    facts: dict[tuple[str, ...], set[str]] = {COLOURS: set(), SHAPES: set()}
+    denied: dict[tuple[str, ...], set[str]] = {COLOURS: set(), SHAPES: set()}
+    for question, answer in told:
+        words = question.rstrip("?").split()
+        truth = (answer == "yes") != bool({"not", "no"} & set(words)) if answer in ("yes", "no") else True
+        for known in (COLOURS, SHAPES):
+            (facts if truth else denied)[known].update(set(words) & set(known))
+            facts[known].update({answer} & set(known))
+    found = []
+    for known in (COLOURS, SHAPES):
+        possible = facts[known] or set(known) - denied[known]
+        if len(possible) != 1:
+            return None
+        found.append(possible.pop())
+    return f"a {found[0]} {found[1]}"
+
+
+def _captions(asked: Sequence[dict]) -> list[dict]:
+    first = {row["image"]: row for row in asked if row["_caption"]}
+    return [{"image": image, "caption": row["_caption"], "split": row["split"]} for image, row in first.items()]
+
+
+def _digits(out: Path, seed: int) -> list[dict]:
+    """scikit-learn's digits as 64x64 grey pictures, black ink on white; a quarter of each digit is test, 5 % validation."""
+    try:
+        from PIL import Image
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise MissingExtra(f"The demo's handwritten digits (package {error.name})", "demo") from error
+    data, folder = load_digits(), out / "images" / "digits"
+    folder.mkdir(parents=True)
+    split = np.full(len(data.target), "train", dtype=object)
+    for digit in range(10):
+        mine = np.flatnonzero(data.target == digit)
+        mine = mine[np.argsort([_draw(str(i), seed, "digits") for i in mine])]
+        test, validation = round(DIGITS_TEST * len(mine)), round(VALIDATION * len(mine))
+        split[mine[:test]], split[mine[test : test + validation]] = "test", "validation"
+    rows = []
+    for i, (pixels, digit) in enumerate(zip(data.images, data.target, strict=True)):
+        small = Image.fromarray((255 - np.minimum(pixels * 16, 255)).astype(np.uint8))
+        small.resize((64, 64), Image.Resampling.BICUBIC).save(folder / f"{i}.png")
+        rows.append({"image": f"images/digits/{i}.png", "caption": f"a handwritten {DIGITS[digit]}", "split": split[i]})
+    return rows
+
+
+def _speak_questions(asked: Sequence[dict], seed: int) -> tuple[list[dict], list[Clip]]:
+    """Give every row a clip of its question by a voice of its split, and the clips that this needs, each once."""
+    questions = sorted({row["question"] for row in asked})
+    cast: dict[tuple[str, str], list[Voice]] = {}
+    for split, speakers in voices().items():
+        for number, question in enumerate(questions):
+            count = min(len(speakers), CLIPS_PER_QUESTION)
+            # a stride of 17 (no divisor of 40) and a window that moves on: each voice reads equally many questions
+            cast[split, question] = [speakers[(17 * k + count * number) % len(speakers)] for k in range(count)]
+    rows, clips = [], {}
+    for row in asked:
+        speakers = cast[row["split"], row["question"]]
+        voice = speakers[_draw(row["image"] + row["question"], seed, "voice") % len(speakers)]
+        path = f"speech/{row['split']}/{_slug(voice.name)}/{questions.index(row['question']):03d}.flac"
+        clips[path] = Clip(path, row["question"], voice)
+        rows.append({name: row[name] for name in ("image", "question", "answer", "split")} | {"speech": path})
+    return rows, list(clips.values())
+
+
+def _speaking(questions: Sequence[str], seed: int) -> tuple[list[dict], list[Clip]]:
+    """One voice, every text once."""
+    rows, clips = [], []
+    for number, text in enumerate([*questions, *sentences()]):
+        share = _share(text, seed, "sentence")
+        held = "test" if share < SENTENCES_TEST else "validation" if share < SENTENCES_TEST + VALIDATION / 2 else "train"
+        path = f"speech/speaker/{number:04d}.flac"
+        rows.append({"text": text, "speech": path, "split": held})
+        clips.append(Clip(path, text, SPEAKER))
+    return rows, clips
+
+
+def _slug(name: str) -> str:
+    return name.replace("+", "-")
