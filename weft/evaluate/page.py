@@ -1,0 +1,321 @@
+"""The report as HTML: one function for each section, each from the facts alone. Every text from the run is escaped."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Iterable, Sequence
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from weft.evaluate.chart import Series, curves, interval, short, smooth
+from weft.evaluate.report import Facts
+
+MEDIA = {".png": "image/png", ".jpg": "image/jpeg", ".wav": "audio/wav", ".flac": "audio/flac", ".mp3": "audio/mpeg"}
+LOWER_IS_BETTER = ("error", "bits", "loss", "perplexity")
+# the woven mark: two threads over, two threads under
+MARK = (
+    '<svg viewBox="0 0 34 34" aria-hidden="true" fill="none" stroke-width="5" stroke-linecap="round">'
+    '<path d="M11 3v28" style="stroke:var(--image)"/><path d="M23 3v28" style="stroke:var(--audio)"/>'
+    '<path d="M3 11h3.5M15.500 11H31M3 23h15.500M27.500 23H31" style="stroke:var(--text)"/></svg>'
+)
+
+
+def page(facts: Facts) -> str:
+    """The whole document."""
+    parts = [(title, section(facts)) for title, section in SECTIONS]
+    parts = [(title, body) for title, body in parts if body]
+    links = "".join(f'<a href="#{slug(title)}">{title}</a>' for title, _ in parts)
+    bodies = "".join(f'<section id="{slug(title)}"><h2>{title}</h2>{body}</section>' for title, body in parts)
+    css = files("weft.evaluate").joinpath("report.css").read_text(encoding="utf-8")
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(facts.path.name)} · weft</title><style>{css}</style></head><body>"
+        f"{head(facts)}<nav><div>{links}</div></nav><main>{bodies}{foot(facts)}</main></body></html>\n"
+    )
+
+
+def slug(title: str) -> str:
+    return title.lower().replace(" ", "-")
+
+
+# ------------------------------------------------------------------------------------------------ pieces
+
+
+def table(titles: Sequence[str], rows: Iterable[Sequence[str]], numbers: Sequence[int] = ()) -> str:
+    """A card with a table. Cells are HTML already; `numbers` are the columns to align right."""
+    side = lambda i: ' class="num"' if i in numbers else ""  # noqa: E731
+    top = "".join(f"<th{side(i)}>{title}</th>" for i, title in enumerate(titles))
+    body = "".join("<tr>" + "".join(f"<td{side(i)}>{cell}</td>" for i, cell in enumerate(row)) + "</tr>" for row in rows)
+    return f'<div class="card"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def lead(text: str) -> str:
+    return f'<p class="lead">{text}</p>'
+
+
+def arrow_text(arrow: Any) -> str:
+    return f'<span class="arrow">{escape(str(arrow)).replace("-&gt;", "→").replace("&lt;→", "↔")}</span>'
+
+
+def duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def size(amount: float) -> str:
+    return f"{amount / 2**30:.2f} GB" if amount >= 2**29 else f"{amount / 2**20:.0f} MB"
+
+
+def embedded(path: Path) -> str:
+    """A file as a data URL."""
+    return f"data:{MEDIA[path.suffix.lower()]};base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def media_file(value: Any, folder: Path) -> Path | None:
+    """The file that `value` names inside `folder`, if it names one that a page can show."""
+    if not isinstance(value, str) or Path(value).suffix.lower() not in MEDIA:
+        return None
+    path = (folder / value).resolve()
+    return path if path.is_file() and path.is_relative_to(folder.resolve()) else None
+
+
+def shown(value: Any, label: str, folder: Path) -> str:
+    """A picture, a sound or a text with a label."""
+    path = media_file(value, folder)
+    if path is None:
+        return f'<p><span class="label">{escape(label)}</span>{escape(str(value))}</p>'
+    if MEDIA[path.suffix.lower()].startswith("image"):
+        return f'<figure><img alt="{escape(label)}" src="{embedded(path)}">{escape(label)}</figure>'
+    return (
+        f'<div><span class="label">{escape(label)}</span>'
+        f'<audio controls preload="metadata" aria-label="{escape(label)}" src="{embedded(path)}"></audio></div>'
+    )
+
+
+# ------------------------------------------------------------------------------------------------ sections
+
+
+def head(facts: Facts) -> str:
+    start, end = facts.event("start"), facts.event("end")
+    arrows = facts.recipe.get("arrows", [])
+    tiles: list[tuple[str, str]] = []
+    if parameters := start.get("parameters"):
+        tiles.append((short(parameters), "parameters"))
+    if facts.steps:
+        last = facts.steps[-1]
+        tiles.append((f"{last['step']:,}", "steps"))
+        tiles.append((duration(end.get("seconds") or last["time"]), "of training"))
+        speeds = sorted(s["tokens_per_second"] for s in facts.steps if s.get("tokens_per_second"))
+        if speeds:
+            tiles.append((f"{speeds[len(speeds) // 2]:,.0f}", "tokens a second"))
+        tiles.append((f"{last['loss']:.3f}", "last training loss"))
+    if memory := end.get("memory"):
+        tiles.append((size(memory), "peak memory"))
+    boxes = "".join(f"<div><b>{value}</b><span>{label}</span></div>" for value, label in tiles)
+    command = start.get("command")
+    count = f"{len(arrows)} arrows" if len(arrows) != 1 else "one arrow"
+    return (
+        f'<header><div class="brand">{MARK}<span>weft report</span></div><h1>{escape(facts.path.name)}</h1>'
+        f"<p>One model, {count}, trained on {escape(str(facts.recipe.get('data') or 'a table'))}.</p>"
+        + (f'<div class="tiles">{boxes}</div>' if boxes else "")
+        + (f'<div class="command"><code>{escape(str(command))}</code></div>' if command else "")
+        + "</header>"
+    )
+
+
+def results(facts: Facts) -> str:
+    if not facts.results:
+        return lead(f"Not measured yet: <code>weft eval {escape(str(facts.path))}</code>")
+    rows = []
+    for r in facts.results:
+        marks = [(name, number(value)) for name, value in (r.get("baselines") or {}).items()]
+        known = [(name, value) for name, value in marks if value is not None]
+        top = max(1.0, r["high"], *(value for _, value in known)) if known else max(1.0, r["high"])
+        better = "lower is better" if any(w in r["metric"].replace("_", " ") for w in LOWER_IS_BETTER) else ""
+        beside = " · ".join(f"{escape(name)} {value:.3f}" for name, value in known)
+        rows.append((
+            arrow_text(r["arrow"]) + (f'<span class="marks">{escape(str(r["note"]))}</span>' if r.get("note") else ""),
+            escape(r["metric"].replace("_", " ")) + (f'<span class="marks">{better}</span>' if better else ""),
+            f"<b>{r['value']:.3f}</b>",
+            interval(r["value"], r["low"], r["high"], known, top=top) + (f'<span class="marks">{beside}</span>' if beside else ""),
+            f"{r['low']:.3f}–{r['high']:.3f}", f"{r['n']:,}", f'<code class="soft">{escape(str(r.get("hash", "")))}</code>',
+        ))  # fmt: skip
+    splits = ", ".join(sorted({str(r.get("split", "test")) for r in facts.results}))
+    return lead(
+        f"On rows the model has not seen (split: {escape(splits)}). The band is the 95 % interval; upright strokes are baselines "
+        "on the same rows. Scores of different hashes are not comparable."
+    ) + table(["arrow", "metric", "value", "0 to 1", "95 % interval", "rows", "hash"], rows, numbers=(2, 4, 5))
+
+
+def number(value: Any) -> float | None:
+    value = value.get("value") if isinstance(value, dict) else value
+    return float(value) if isinstance(value, int | float) else None
+
+
+def samples(facts: Facts) -> str:
+    folder = facts.path / "samples"
+    out = []
+    for arrow in dict.fromkeys(s["arrow"] for s in facts.samples):
+        cards = "".join(sample_card(s, folder) for s in facts.samples if s["arrow"] == arrow)
+        out.append(f'<h3>{arrow_text(arrow)}</h3><div class="samples">{cards}</div>')
+    if not out:
+        return ""
+    return lead("Held-out rows, taken in order and not picked. What the model produced stands below what the row says.") + "".join(out)
+
+
+def sample_card(sample: dict[str, Any], folder: Path) -> str:
+    inputs = [shown(value, column, folder) for column, value in sample["inputs"].items()]
+    expected, produced = sample.get("expected"), sample.get("produced")
+    if media_file(produced, folder):
+        result = f'<div class="pictures">{shown(produced, "produced", folder)}{shown(expected, "the row has", folder)}</div>'
+    elif str(expected).strip() == str(produced).strip():
+        result = f'<p><span class="label">produced</span><b class="good">{escape(str(produced))}</b> ✓</p>'
+    else:
+        result = (
+            f'<p><span class="label">produced</span><b class="bad">{escape(str(produced))}</b></p>'
+            f'<p><span class="label">the row has</span>{escape(str(expected))}</p>'
+        )
+    return f'<div class="sample">{"".join(inputs)}<div class="result">{result}</div></div>'
+
+
+def training(facts: Facts) -> str:
+    steps = facts.steps
+    if not steps:
+        return ""
+    charts = [loss_chart(facts, "all arrows", lambda line: line.get("loss"))]
+    for arrow in dict.fromkeys(a for line in steps for a in line.get("arrows", {})):
+        charts.append(loss_chart(facts, arrow, lambda line, arrow=arrow: line.get("arrows", {}).get(arrow)))
+    for key, title in (("tokens_per_second", "tokens a second"), ("lr", "learning rate"), ("norm", "gradient norm")):
+        points = [(line["step"], line[key]) for line in steps if line.get(key) is not None]
+        if points:
+            charts.append(curves([Series(title, points, 3)], title=title))
+    return lead("Loss in nats a token: training (a running mean over its points) and validation.") + (
+        f'<div class="charts">{"".join(charts)}</div>'
+    )
+
+
+def loss_chart(facts: Facts, title: str, get: Callable[[dict[str, Any]], float | None]) -> str:
+    points = [(line["step"], value) for line in facts.steps if (value := get(line)) is not None]
+    held = [(line["step"], value) for line in facts.validations if (value := get(line)) is not None]
+    series = [Series("raw", points, 2, faint=True), Series("training", smooth(points), 2)]
+    if held:
+        series.append(Series("validation", held, 1, dots=True))
+    return curves(series, title=title.replace("<->", "↔").replace("->", "→"))
+
+
+def arrows(facts: Facts) -> str:
+    found = facts.event("start").get("resolutions") or []
+    if not found:
+        return ""
+    rows = [
+        (arrow_text(r["arrow"]), *(escape(str(r.get(key) or "–")) for key in ("objective", "head", "decoder", "metric"))) for r in found
+    ]
+    return lead("What each arrow came to mean with this family of model.") + table(
+        ["arrow", "objective", "head", "decoder", "metric"], rows
+    )
+
+
+def forecast(facts: Facts) -> str:
+    promised, end = facts.event("start").get("forecast") or {}, facts.event("end")
+    rows = []
+    for key, title, write in (("seconds", "time", duration), ("memory", "memory", size)):
+        said, was = promised.get(key), end.get(key)
+        if said and was:
+            rows.append((title, write(said), write(was), f"{was / said - 1:+.0%}"))
+    if not rows:
+        return ""
+    return lead("Said before the first step, from a few real micro-steps; and what it then was.") + table(
+        ["", "forecast", "was", "off by"], rows, numbers=(1, 2, 3)
+    )
+
+
+def blind(facts: Facts) -> str:
+    found = {(e["arrow"], e["column"]): e for e in facts.all("blind")}
+    if not found:
+        return ""
+    rows = []
+    for (arrow, column), e in found.items():
+        rise = e["shuffled"] - e["loss"]
+        verdict = '<span class="bad">ignored</span>' if e.get("ignored") else '<span class="good">used</span>'
+        rows.append((arrow_text(arrow), escape(column), f"{e['loss']:.3f}", f"{e['shuffled']:.3f}", f"{rise:+.3f}", verdict))
+    return lead(
+        "An input that helps must hurt when it is swapped with another row's. A rise near zero means that the model does not look."
+    ) + table(["arrow", "input shuffled", "loss", "loss when shuffled", "rise", ""], rows, numbers=(2, 3, 4))
+
+
+def codecs(facts: Facts) -> str:
+    out = []
+    for kind, r in facts.codecs.items():
+        use = [
+            f"{title} {write(r[key])}"
+            for key, title, write in (
+                ("codebook", "codebook of", lambda v: f"{v:,}"),
+                ("use", "in use", lambda v: f"{v:.0%}"),
+                ("perplexity", "perplexity", lambda v: f"{v:.0f}"),
+                ("error", "held-out error", lambda v: f"{v:.4f}"),
+            )
+            if r.get(key) is not None
+        ]
+        folder = facts.path / "codecs"
+        pairs = "".join(
+            f'<div class="pair">{shown(before, "original", folder)}{shown(after, "through the codes", folder)}</div>'
+            for before, after in r.get("pairs", [])
+        )
+        out.append(f'<h3>{escape(kind)}: {", ".join(use)}</h3><div class="pairs">{pairs}</div>')
+    if not out:
+        return ""
+    return lead("Pictures and sounds are produced as codes. Nothing drawn or spoken can be better than what the codes can hold.") + "".join(out)
+
+
+def data(facts: Facts) -> str:
+    out = ""
+    if facts.table:
+        rows = [(escape(str(key).replace("_", " ")), written(value)) for key, value in facts.table.items()]
+        out += table(["", ""], rows)
+    if facts.skipped:
+        rows = [
+            (str(s.get("row", "")), f"<code>{escape(str(s.get('file', '')))}</code>", escape(str(s.get("reason", ""))))
+            for s in facts.skipped[:50]
+        ]
+        more = f"; the first 50 of {len(facts.skipped):,} are shown" if len(facts.skipped) > 50 else ""
+        out += f"<h3>Rows left out: {len(facts.skipped):,}{more}</h3>" + table(["row", "file", "why"], rows)
+    elif facts.steps:
+        out += '<p class="soft">No row was left out.</p>'
+    return out
+
+
+def written(value: Any) -> str:
+    """A fact as text: numbers grouped, lists and nested facts on one line."""
+    if isinstance(value, dict):
+        return " · ".join(f"{escape(str(k))} {written(v)}" for k, v in value.items())
+    if isinstance(value, list):
+        return ", ".join(written(v) for v in value)
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else escape(str(value))
+
+
+def recipe(facts: Facts) -> str:
+    return lead("Resolved: every choice of this run. <code>weft train recipe.toml</code> repeats it.") + (
+        f"<details><summary>recipe.toml</summary><pre>{escape(facts.recipe_text)}</pre></details>"
+    )
+
+
+def foot(facts: Facts) -> str:
+    start = facts.event("start")
+    said = [f"{key} {start[key]}" for key in ("weft", "torch", "machine") if start.get(key)]
+    return f"<footer>Made by weft report{': ' if said else ''}{escape(', '.join(map(str, said)))}</footer>"
+
+
+SECTIONS: tuple[tuple[str, Callable[[Facts], str]], ...] = (
+    ("Results", results),
+    ("Samples", samples),
+    ("Training", training),
+    ("Arrows", arrows),
+    ("Forecast", forecast),
+    ("Blind test", blind),
+    ("Codecs", codecs),
+    ("Data", data),
+    ("Recipe", recipe),
+)
