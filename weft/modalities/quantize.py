@@ -1,0 +1,80 @@
+"""A codebook that learns: vector quantisation by moving averages.
+
+Shape letters:  N vectors  D numbers per vector  K codes
+
+    z (N,D) --nearest--> ids (N,) --lookup--> (N,D)        forward: the code takes the vector's place
+                                                           backward: the gradient passes as if nothing had happened
+
+Source: van den Oord et al. 2017 (VQ-VAE), appendix A.1: codes follow the mean of their vectors by exponential moving
+averages. Started by k-means on the vectors of an encoder that has already learned, and codes nobody uses are put on
+random vectors (Dhariwal et al. 2020, Jukebox): without the two, a short training leaves most of the codebook unused.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+DECAY = 0.97  # of the moving averages, per step: about 30 steps are remembered
+DEAD = 0.2  # a code with fewer vectors per step than this is restarted
+ROUNDS = 12  # of k-means
+
+
+class Codebook(nn.Module):
+    """K codes of D numbers. All state is buffers: nothing here is trained by gradients."""
+
+    codes: Tensor
+    uses: Tensor
+    sums: Tensor
+
+    def __init__(self, size: int, width: int) -> None:
+        super().__init__()
+        self.register_buffer("codes", torch.zeros(size, width))
+        self.register_buffer("uses", torch.zeros(size), persistent=False)  # moving average of vectors per step
+        self.register_buffer("sums", torch.zeros(size, width), persistent=False)  # and of their sums
+
+    @property
+    def size(self) -> int:
+        return len(self.codes)
+
+    def nearest(self, z: Tensor) -> Tensor:
+        """(N,D) -> (N,) int64: |z - c|^2 = |z|^2 - 2 z c + |c|^2, of which |z|^2 decides nothing."""
+        return (self.codes.square().sum(1) - 2 * z @ self.codes.T).argmin(1)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """(...) ids -> (...,D)."""
+        return self.codes[ids]
+
+    @torch.no_grad()
+    def start(self, z: Tensor, per_step: int, draw: torch.Generator) -> None:
+        """k-means on the vectors `z` (N,D); `per_step` is how many vectors each later `follow` will see."""
+        size, count = self.size, len(z)
+        first = torch.randperm(count, generator=draw)[:size]
+        if count < size:  # fewer vectors than codes: doubles, moved apart a little by a restart later
+            first = torch.cat([first, torch.randint(count, (size - count,), generator=draw)])
+        self.codes.copy_(z[first.to(z.device)])
+        uses = torch.zeros(size, device=z.device)
+        for _ in range(ROUNDS):
+            uses, sums = self._gather(z)
+            elsewhere = z[torch.randint(count, (size,), generator=draw).to(z.device)]
+            self.codes.copy_(torch.where(uses[:, None] > 0, sums / uses.clamp_min(1)[:, None], elsewhere))
+        self.uses.copy_(uses * (per_step / count))
+        self.sums.copy_(self.codes * self.uses[:, None])
+
+    @torch.no_grad()
+    def follow(self, z: Tensor, draw: torch.Generator) -> None:
+        """One step: move each code towards its vectors of this step; put dead codes on random vectors."""
+        uses, sums = self._gather(z)
+        self.uses.mul_(DECAY).add_(uses, alpha=1 - DECAY)
+        self.sums.mul_(DECAY).add_(sums, alpha=1 - DECAY)
+        moved = self.sums / self.uses.clamp_min(1e-3)[:, None]
+        elsewhere = z[torch.randint(len(z), (self.size,), generator=draw).to(z.device)]
+        dead = self.uses < DEAD
+        self.codes.copy_(torch.where(dead[:, None], elsewhere, moved))
+        self.sums.copy_(torch.where(dead[:, None], elsewhere, self.sums))
+        self.uses.masked_fill_(dead, 1.0)
+
+    def _gather(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Per code: how many vectors are nearest to it (K,), and their sum (K,D). A product, so that a GPU repeats its bits."""
+        chosen = torch.nn.functional.one_hot(self.nearest(z), self.size).to(z.dtype)  # (N,K)
+        return chosen.sum(0), chosen.T @ z
