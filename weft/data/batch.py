@@ -38,8 +38,15 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
-        move = lambda t: None if t is None else t.to(device)  # noqa: E731
+        move = lambda t: None if t is None else t.to(device)
         return Batch(
-            self.tokens.to(device), move(self.targets), move(self.weights), move(self.arrow), move(self.source),
-            self.total, self.real, self.rows, self.objective,
+            self.tokens.to(device),
+            move(self.targets),
+            move(self.weights),
+            move(self.arrow),
+            move(self.source),
+            self.total,
+            self.real,
+            self.rows,
+            self.objective,
         )

@@ -45,16 +45,34 @@ SPEAKER = Voice("en-us", speed=175)  # the one voice of the speaking rows
 _ACCENTS = ("en-us", "en", "en-gb-scotland", "en-029", "en-gb-x-rp", "en-gb-x-gbclan", "en-gb-x-gbcwmd")
 _TWICE = ("m1", "m2", "m3", "m4", "m5", "m6", "m7", "m8", "f1", "f2", "f3", "f4", "f5")  # each with two accents
 _ONCE = (
-    "Alex", "Andrea", "Gene", "Lee", "Nguyen", "Reed", "adam", "aunty", "belinda", "david", "grandma", "marcelo",
-    "robert", "victor",
+    "Alex",
+    "Andrea",
+    "Gene",
+    "Lee",
+    "Nguyen",
+    "Reed",
+    "adam",
+    "aunty",
+    "belinda",
+    "david",
+    "grandma",
+    "marcelo",
+    "robert",
+    "victor",
 )
 # Held-out voices differ from all training voices in their variant: another throat, not only another accent. Left out
 # altogether are the engine's effects (whisper, croak, echo, robots).
 _HELD_OUT = {
     "validation": ("en-us+Alicia", "en+max", "en-029+pablo"),
     "test": (
-        "en-us+Annie", "en-us+Michael", "en-us+paul", "en+shelby", "en+edward", "en-gb-scotland+steph",
-        "en-029+Andy", "en-gb-x-rp+Mike",
+        "en-us+Annie",
+        "en-us+Michael",
+        "en-us+paul",
+        "en+shelby",
+        "en+edward",
+        "en-gb-scotland+steph",
+        "en-029+Andy",
+        "en-gb-x-rp+Mike",
     ),
 }
 
@@ -65,7 +83,10 @@ def voices() -> dict[str, list[Voice]]:
     names += [f"{_ACCENTS[i % len(_ACCENTS)]}+{name}" for i, name in enumerate(_ONCE)]
     by_split = {"train": names, **{split: list(held) for split, held in _HELD_OUT.items()}}
     return {  # speed and pitch differ from voice to voice too, within the same bounds in every split
-        split: [Voice(name, speed=155 + _draw(name, 0, "speed") % 46, pitch=40 + _draw(name, 0, "pitch") % 21) for name in names]
+        split: [
+            Voice(name, speed=155 + _draw(name, 0, "speed") % 46, pitch=40 + _draw(name, 0, "pitch") % 21)
+            for name in names
+        ]
         for split, names in by_split.items()
     }
 
@@ -75,16 +96,34 @@ def sentences() -> list[str]:
     made = [f"a {c} {s}" for c, s in product(COLOURS, SHAPES)] + [f"a handwritten {d}" for d in DIGITS]
     for c, s in product(COLOURS, SHAPES):
         made += [
-            f"the {s} is {c}", f"the {s} is not {c}", f"is the {s} {c}?", f"yes, the {s} is {c}", f"no, the {s} is not {c}",
-            f"there is a {c} {s} in the image", f"there is no {c} {s} in the image", f"is there a {c} {s} in the image?",
-            f"is there a {c} {s}?", f"the image contains a {c} {s}", f"the image does not contain a {c} {s}",
-            f"a {c} {s} is present", f"no {c} {s} is present", f"is a {c} {s} present?", f"the color of the {s} is {c}",
-            f"what is the {c} {s}?", f"the {c} shape is a {s}", f"this is a {c} {s}",
+            f"the {s} is {c}",
+            f"the {s} is not {c}",
+            f"is the {s} {c}?",
+            f"yes, the {s} is {c}",
+            f"no, the {s} is not {c}",
+            f"there is a {c} {s} in the image",
+            f"there is no {c} {s} in the image",
+            f"is there a {c} {s} in the image?",
+            f"is there a {c} {s}?",
+            f"the image contains a {c} {s}",
+            f"the image does not contain a {c} {s}",
+            f"a {c} {s} is present",
+            f"no {c} {s} is present",
+            f"is a {c} {s} present?",
+            f"the color of the {s} is {c}",
+            f"what is the {c} {s}?",
+            f"the {c} shape is a {s}",
+            f"this is a {c} {s}",
         ]
     for d in DIGITS:
         made += [
-            f"the digit is a handwritten {d}", f"the digit is {d}", f"the image contains a handwritten {d}", f"this is a {d}",
-            f"is there a {d} in the image?", f"there is a handwritten {d} in the image", f"is the digit a {d}?",
+            f"the digit is a handwritten {d}",
+            f"the digit is {d}",
+            f"the image contains a handwritten {d}",
+            f"this is a {d}",
+            f"is there a {d} in the image?",
+            f"there is a handwritten {d} in the image",
+            f"is the digit a {d}?",
         ]
     for c, other in product(COLOURS, COLOURS):
         if c != other:
@@ -142,7 +181,11 @@ def _write(out: Path, seed: int, processes: int) -> None:
         writer.writeheader()
         writer.writerows(rows + captions + speaking)
     facts = _facts(rows, captions, speaking, clips, colourless)
-    facts |= {"version": VERSION, "seed": seed, "sha256": hashlib.sha256((out / "metadata.csv").read_bytes()).hexdigest()}
+    facts |= {
+        "version": VERSION,
+        "seed": seed,
+        "sha256": hashlib.sha256((out / "metadata.csv").read_bytes()).hexdigest(),
+    }
     (out / "demo.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
 
@@ -161,7 +204,9 @@ def _facts(rows: list, captions: list, speaking: list, clips: list[Clip], undete
             "spoken_sentences": sum(row["split"] == split for row in speaking),
         }
     return {
-        "splits": by_split, "clips": len(clips) + len(speaking), "speaker": SPEAKER.name,
+        "splits": by_split,
+        "clips": len(clips) + len(speaking),
+        "speaker": SPEAKER.name,
         "images_without_caption": undetermined,  # their questions do not determine both shape and colour
     }
 
@@ -196,7 +241,13 @@ def _questions(out: Path, seed: int) -> tuple[list[dict], list[str]]:
             if caption is None:
                 undetermined.append(path)
             rows += [
-                {"image": path, "question": q, "answer": a, "split": "validation" if held else part, "_caption": caption}
+                {
+                    "image": path,
+                    "question": q,
+                    "answer": a,
+                    "split": "validation" if held else part,
+                    "_caption": caption,
+                }
                 for q, a in told[image]
             ]
     return rows, undetermined
@@ -277,7 +328,9 @@ def _speaking(questions: Sequence[str], seed: int) -> tuple[list[dict], list[Cli
     rows, clips = [], []
     for number, text in enumerate([*questions, *sentences()]):
         share = _share(text, seed, "sentence")
-        held = "test" if share < SENTENCES_TEST else "validation" if share < SENTENCES_TEST + VALIDATION / 2 else "train"
+        held = (
+            "test" if share < SENTENCES_TEST else "validation" if share < SENTENCES_TEST + VALIDATION / 2 else "train"
+        )
         path = f"speech/speaker/{number:04d}.flac"
         rows.append({"text": text, "speech": path, "split": held})
         clips.append(Clip(path, text, SPEAKER))

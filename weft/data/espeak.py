@@ -61,9 +61,7 @@ class Synthesiser:
         self._resample = soxr.resample
         self._data = Path(espeakng_loader.get_data_path())
         self._engine = ctypes.CDLL(espeakng_loader.get_library_path())
-        self._own_rate = self._engine.espeak_Initialize(
-            _RETRIEVAL, 0, str(self._data.parent).encode(), _DO_NOT_EXIT
-        )
+        self._own_rate = self._engine.espeak_Initialize(_RETRIEVAL, 0, str(self._data.parent).encode(), _DO_NOT_EXIT)
         if self._own_rate <= 0:
             raise WeftError(
                 f"eSpeak NG did not start with its data in {self._data}. Reinstall it: pip install --force-reinstall espeakng-loader"
@@ -73,7 +71,9 @@ class Synthesiser:
         self._engine.espeak_SetSynthCallback(self._callback)
         self._voice: Voice | None = None
 
-    def _receive(self, samples: ctypes._Pointer, count: int, events: int) -> int:  # called by the engine, piece by piece
+    def _receive(
+        self, samples: ctypes._Pointer, count: int, events: int
+    ) -> int:  # called by the engine, piece by piece
         if samples and count > 0:
             self._pieces.append(np.ctypeslib.as_array(samples, (count,)).copy())
         return 0  # go on
@@ -89,7 +89,9 @@ class Synthesiser:
         if variant and variant not in self.variants():  # the engine itself falls back to the plain voice without a word
             raise DataError(f"eSpeak NG has no voice variant {variant!r}. There is: {', '.join(self.variants())}.")
         if self._engine.espeak_SetVoiceByName(voice.name.encode()) != 0:
-            raise DataError(f"eSpeak NG has no voice {voice.name!r}. Expected a language such as 'en-us', with '+f3' or the like.")
+            raise DataError(
+                f"eSpeak NG has no voice {voice.name!r}. Expected a language such as 'en-us', with '+f3' or the like."
+            )
         for parameter, number in _PARAMETERS.items():
             self._engine.espeak_SetParameter(number, getattr(voice, parameter), 0)
         self._voice = voice
@@ -122,7 +124,11 @@ def speak_all(clips: Sequence[Clip], folder: Path, processes: int = 2) -> None:
             share = clips[part * len(clips) // processes : (part + 1) * len(clips) // processes]
             worker = subprocess.Popen(
                 [sys.executable, "-m", "weft.data.espeak", str(folder)],
-                stdin=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, text=True, encoding="utf-8",
+                stdin=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env=environment,
+                text=True,
+                encoding="utf-8",
             )
             workers.append(worker)
             worker.stdin.write(json.dumps([asdict(clip) for clip in share]))
@@ -130,7 +136,9 @@ def speak_all(clips: Sequence[Clip], folder: Path, processes: int = 2) -> None:
         for worker in workers:
             words = worker.stderr.read().strip()
             if worker.wait() != 0:
-                raise WeftError(f"Speech synthesis failed: {words.splitlines()[-1] if words else 'a worker died without a word'}")
+                raise WeftError(
+                    f"Speech synthesis failed: {words.splitlines()[-1] if words else 'a worker died without a word'}"
+                )
     finally:
         for worker in workers:  # after an error or an interruption nobody keeps writing
             if worker.poll() is None:

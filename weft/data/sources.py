@@ -1,0 +1,288 @@
+"""Tables from whatever the user has: `open_table(source)`.
+
+    file        .csv .tsv .jsonl .json .parquet .txt .tar (webdataset shards), .gz of the text formats
+    folder      with metadata.csv or metadata.jsonl: that table, media paths relative to the folder
+                class folders (cats/1.png dogs/2.png): columns image|audio|text and label
+                loose media or text files: one column; tar or parquet shards: all of them, one after the other
+                train/ validation/ test/ on top of any of the last three: a column `split`
+    objects     a list (any iterable) of dicts, a dict of lists, a pyarrow Table, a data frame
+    name        a built-in table: "demo"
+
+A table holds its cells as they came; `row(i)` turns the names of media files into absolute paths, members of tar files
+into bytes, and blank cells (nothing, or white space only) into None. Media is only ever read row by row.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from weft.arrows.types import IMAGES, SOUNDS, blank, kind_of
+from weft.data import readers
+from weft.data.readers import Member
+from weft.errors import DataError, nearest
+
+SPLITS = {
+    "train": "train", "training": "train", "validation": "validation", "valid": "validation", "val": "validation",
+    "dev": "validation", "test": "test", "testing": "test",
+}  # fmt: skip
+BUILT_IN = ("demo",)
+METADATA = ("metadata.csv", "metadata.tsv", "metadata.jsonl", "metadata.parquet")
+
+
+class Table:
+    """Named columns of equal length.
+
+    data    column -> its cells, as they came
+    folder  what relative media paths are relative to; None: the working directory
+    name    what errors and reports call it
+    """
+
+    def __init__(self, data: Mapping[str, Sequence[Any]], folder: Path | None = None, name: str = "the table") -> None:
+        lengths = {column: len(cells) for column, cells in data.items()}
+        if len(set(lengths.values())) > 1:
+            raise DataError(f"{name}: the columns have different lengths: {lengths}")
+        if not lengths or not next(iter(lengths.values())):
+            raise DataError(f"{name} has no rows. A table with at least one row was expected.")
+        self._data = {str(column): cells for column, cells in data.items()}
+        self.folder = folder
+        self.name = name
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return tuple(self._data)
+
+    def __len__(self) -> int:
+        return len(next(iter(self._data.values())))
+
+    def __repr__(self) -> str:
+        return f"Table({self.name}: {len(self)} rows of {', '.join(self.columns)})"
+
+    def column(self, name: str) -> Sequence[Any]:
+        """All cells of a column, as they came. Raises DataError, offering the nearest name."""
+        if name not in self._data:
+            raise DataError(f"{self.name} has no column {name!r}.{nearest(name, self.columns)}")
+        return self._data[name]
+
+    def row(self, index: int) -> dict[str, Any]:
+        """One row: media as absolute Path, bytes or array; blank cells None."""
+        return {name: self._cell(name, cells[index]) for name, cells in self._data.items()}
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return (self.row(index) for index in range(len(self)))
+
+    def _cell(self, name: str, value: Any) -> Any:
+        if isinstance(value, Member):
+            return value.read()
+        if blank(value):
+            return None
+        if isinstance(value, str) and name in self._paths:
+            return Path(os.path.abspath(os.path.join(self.folder or "", value)))
+        if isinstance(value, Mapping) and {"bytes", "path"} & set(value):  # as the `datasets` library stores media
+            return value["bytes"] if value.get("bytes") is not None else self._cell(name, value.get("path"))
+        return value
+
+    @cached_property
+    def _paths(self) -> frozenset[str]:
+        """Columns of media file names: most filled cells (of the first 200) end like one."""
+        named = []
+        for name, cells in self._data.items():
+            first = list(islice((cell for cell in cells if not blank(cell)), 200))
+            texts = [cell for cell in first if isinstance(cell, str) and not isinstance(cell, Member)]
+            media = sum(kind_of(cell) in ("image", "audio") for cell in texts)
+            if (texts and 2 * media > len(texts)) or any(isinstance(c, Mapping) for c in first):
+                named.append(name)
+        return frozenset(named)
+
+    def filled(self, name: str) -> np.ndarray:
+        """(rows,) bool: where the column is not blank."""
+        return np.fromiter((not blank(cell) for cell in self.column(name)), bool, len(self))
+
+    def where(self, name: str, index: int) -> str:
+        """What to call a cell in an error: 'row 12, image cats/1.png'."""
+        value = self.column(name)[index]
+        return f"row {index}, {name} {value if isinstance(value, str | Path) else type(value).__name__}"
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hex digits of the content: all cells, and the sizes of the media files that they name."""
+        digest = hashlib.sha256()
+        for name, cells in self._data.items():
+            digest.update(f"\0column {name}\0".encode())
+            for cell in cells:
+                digest.update(content(cell))
+                if name in self._paths and isinstance(cell, str) and not isinstance(cell, Member):
+                    path = os.path.join(self.folder or "", cell)
+                    digest.update(b"%d" % (os.path.getsize(path) if os.path.isfile(path) else -1))
+                digest.update(b"\0")
+        return digest.hexdigest()[:16]
+
+
+def content(cell: Any) -> bytes:
+    """A cell as bytes that are equal for equal cells, whatever the machine."""
+    if cell is None:
+        return b""
+    if isinstance(cell, str | Path):
+        return str(cell).encode("utf-8", "surrogatepass")
+    if isinstance(cell, bytes | bytearray | memoryview):
+        return hashlib.sha256(cell).digest()
+    if isinstance(cell, np.ndarray):
+        return hashlib.sha256(f"{cell.dtype}{cell.shape}".encode() + np.ascontiguousarray(cell).tobytes()).digest()
+    if hasattr(cell, "tobytes") and hasattr(cell, "mode"):  # an image of Pillow
+        return hashlib.sha256(f"{cell.mode}{cell.size}".encode() + cell.tobytes()).digest()
+    if isinstance(cell, Mapping):
+        return b"{" + b",".join(content(key) + b":" + content(cell[key]) for key in sorted(cell, key=str)) + b"}"
+    if isinstance(cell, tuple | list):
+        return b"[" + b",".join(map(content, cell)) + b"]"
+    return repr(cell).encode()
+
+
+def open_table(source: Any) -> Table:
+    """A table from a file, folder, pattern, built-in name or Python object (see the head of this file). Raises DataError."""
+    if isinstance(source, Table):
+        return source
+    if isinstance(source, str | Path):
+        return _from_name(source)
+    if isinstance(source, Mapping):
+        return Table({name: list(cells) for name, cells in source.items()})
+    if hasattr(source, "column_names") and hasattr(source, "to_pylist"):  # a pyarrow Table
+        return Table(readers.from_arrow(source))
+    if hasattr(source, "to_dict") and hasattr(source, "columns"):  # a data frame
+        return Table({str(name): list(source[name]) for name in source.columns})
+    if not isinstance(source, Iterable):
+        raise DataError(f"A table came as {type(source).__name__}. Expected a path, a name, or an iterable of dicts.")
+    items = list(source)
+    if items and all(isinstance(item, str | Path) for item in items):
+        return _shards([Path(item) for item in items], "the given files")
+    return Table(readers.from_records(items, "the given rows"), None, "the given rows")
+
+
+def _from_name(source: str | Path) -> Table:
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return _folder(path)
+    if path.exists():
+        return _file(path)
+    if str(source) in BUILT_IN:
+        from weft.data import demo
+
+        return _file(demo.build(cache() / "demo"))
+    if glob.has_magic(str(path)):
+        found = sorted(glob.glob(str(path), recursive=True))
+        if not found:
+            raise DataError(f"No file matches {source}.")
+        return _shards([Path(name) for name in found], str(source))
+    beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    place = (
+        f"{path.parent} does not exist."
+        if not path.parent.is_dir()
+        else nearest(path.name, [*beside, *BUILT_IN]).strip()
+    )
+    raise DataError(f"There is no file or folder {source}. {place[:500]}".rstrip())
+
+
+def cache() -> Path:
+    """Where built-in tables are kept: $WEFT_CACHE, else the user's cache folder."""
+    base = os.environ.get("WEFT_CACHE") or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "weft")
+    return Path(base).expanduser()
+
+
+def _file(path: Path) -> Table:
+    data = readers.read(path)
+    if path.name in METADATA and "file_name" in data:  # the name that the `datasets` library gives to this column
+        kinds = {kind_of(cell) for cell in data["file_name"] if not blank(cell)}
+        if len(kinds) == 1 and kinds <= {"image", "audio"} and (kind := kinds.pop()) not in data:
+            data = {kind if name == "file_name" else name: cells for name, cells in data.items()}
+    return Table(data, path.parent.resolve(), str(path))
+
+
+def _shards(paths: Sequence[Path], name: str) -> Table:
+    """Files of equal columns, one after the other."""
+    tables = [_file(path) for path in paths]
+    columns = list(dict.fromkeys(column for table in tables for column in table.columns))
+    folders = {table.folder for table in tables}
+    if len(folders) > 1 and any(table._paths for table in tables):
+        raise DataError(
+            f"{name} lie in different folders and name media files relative to them. Give one folder at a time."
+        )
+    joined = {
+        column: [cell for table in tables for cell in (table._data.get(column) or [None] * len(table))]
+        for column in columns
+    }
+    return Table(joined, tables[0].folder, name)
+
+
+def _folder(folder: Path) -> Table:
+    for name in METADATA:
+        if (folder / name).is_file():
+            return _file(folder / name)
+    entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    splits = {entry: SPLITS[entry.name.lower()] for entry in entries if entry.is_dir() and entry.name.lower() in SPLITS}
+    if splits and len(splits) == sum(entry.is_dir() for entry in entries):
+        return _split_folders(folder, splits)
+    shards = [entry for entry in entries if entry.suffix.lower() in (".tar", ".parquet")]
+    if shards:
+        return _shards(shards, str(folder))
+    return _files(folder)
+
+
+def _split_folders(folder: Path, splits: Mapping[Path, str]) -> Table:
+    """train/, validation/, test/ on top: one table with a column `split`."""
+    data: dict[str, list[Any]] = {}
+    rows = 0
+    for entry, split in splits.items():
+        table = _folder(entry)
+        for name in {**dict.fromkeys(data), **dict.fromkeys(table.columns)}:
+            cells = list(table._data.get(name) or [None] * len(table))
+            if name in table._paths:
+                cells = [
+                    cell if blank(cell) else os.path.join(os.path.relpath(table.folder or "", folder), cell)
+                    for cell in cells
+                ]
+            data.setdefault(name, [None] * rows).extend(cells)
+        data.setdefault("split", [None] * rows)
+        data["split"][rows:] = [split] * len(table)
+        rows += len(table)
+    return Table(data, folder.resolve(), str(folder))
+
+
+def _files(folder: Path) -> Table:
+    """Loose files, or one folder per class: every known file below is a row."""
+    found: dict[str, list[tuple[str, str]]] = {"image": [], "audio": [], "text": []}
+    other: list[str] = []
+    for path in sorted(folder.rglob("*")):
+        inside = path.relative_to(folder)
+        if not path.is_file() or any(part.startswith(".") for part in inside.parts):
+            continue
+        suffix = path.suffix.lower()
+        kind = "image" if suffix in IMAGES else "audio" if suffix in SOUNDS else "text" if suffix == ".txt" else ""
+        label = inside.parts[0] if len(inside.parts) > 1 else ""
+        found[kind].append((str(inside), label)) if kind else other.append(str(inside))
+    kinds = [kind for kind, files in found.items() if files]
+    if not kinds:
+        raise DataError(
+            f"{folder} holds no table and no known media. Expected metadata.csv, class folders, media or shards."
+        )
+    if len(kinds) > 1:
+        counts = ", ".join(f"{len(found[kind])} {kind} files" for kind in kinds)
+        raise DataError(f"{folder} mixes {counts}. Add a metadata.csv that says which belong together, one row each.")
+    if other:
+        raise DataError(
+            f"{folder} holds {len(other)} files of no known kind among the {kinds[0]} files, such as {other[0]}. Remove them."
+        )
+    files = found[kinds[0]]
+    cells = [name for name, _ in files]
+    if kinds[0] == "text":
+        cells = [readers.text_of(folder / name) for name in cells]
+    data: dict[str, list[Any]] = {kinds[0]: cells}
+    if any(label for _, label in files):
+        data["label"] = [label or None for _, label in files]
+    return Table(data, folder.resolve(), str(folder))
