@@ -22,11 +22,50 @@ ROOMS: dict[str, set[str]] = {
     "model": {"core", "heads", "families"},
     "objectives": {"core", "heads", "model", "data.batch"},
     "run": {"core", "modalities", "families", "arrows", "data", "model", "heads", "train.checkpoint"},
-    "train": {"core", "modalities", "families", "arrows", "data", "heads", "model", "objectives", "run", "generate", "evaluate"},
+    "train": {
+        "core",
+        "modalities",
+        "families",
+        "arrows",
+        "data",
+        "heads",
+        "model",
+        "objectives",
+        "run",
+        "generate",
+        "evaluate",
+    },
     "generate": {"core", "modalities", "arrows", "data", "model", "heads", "run"},
-    "evaluate": {"core", "modalities", "arrows", "data", "model", "heads", "objectives", "families", "run", "generate", "train"},
+    "evaluate": {
+        "core",
+        "modalities",
+        "arrows",
+        "data",
+        "model",
+        "heads",
+        "objectives",
+        "families",
+        "run",
+        "generate",
+        "train",
+    },
 }
-CORE_MAY_IMPORT = {"torch", "numpy", "math", "dataclasses", "collections", "typing", "__future__", "functools", "enum", "abc", "contextlib", "itertools", "re", "types"}
+CORE_MAY_IMPORT = {
+    "torch",
+    "numpy",
+    "math",
+    "dataclasses",
+    "collections",
+    "typing",
+    "__future__",
+    "functools",
+    "enum",
+    "abc",
+    "contextlib",
+    "itertools",
+    "re",
+    "types",
+}
 
 
 def imports(tree: ast.AST) -> list[str]:
@@ -77,7 +116,9 @@ def test_a_file_keeps_the_rules(path: Path) -> None:
             assert node.msg is not None, f"{path}:{node.lineno}: an assert without a message"
         if isinstance(node, ast.ExceptHandler):
             empty = all(isinstance(line, ast.Pass) for line in node.body)
-            broad = node.type is None or (isinstance(node.type, ast.Name) and node.type.id in ("Exception", "BaseException"))
+            broad = node.type is None or (
+                isinstance(node.type, ast.Name) and node.type.id in ("Exception", "BaseException")
+            )
             assert not (empty and broad), f"{path}:{node.lineno}: a swallowed exception"
     for word in ("TODO", "FIXME", "NotImplementedError"):
         assert word not in source, f"{path} holds {word}"

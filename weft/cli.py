@@ -2,7 +2,8 @@
 
     weft plan | train | predict | eval | check | compare | report
 
-Exit codes: 0 done; 2 the user's input is at fault (one message on stderr); 130 interrupted; 1 our own fault (a traceback).
+Exit codes: 0 done; 2 the user's input is at fault (one message on stderr); 130 interrupted; 1 our own fault, with a
+traceback.
 Nothing here imports torch: `weft --help` answers at once.
 """
 
@@ -97,7 +98,9 @@ def train(
     """Train one model on all arrows. Ctrl-C saves and leaves; --resume goes on as if nothing had happened."""
     if resume is not None:
         if words or out is not None or family or seed is not None:
-            raise RecipeError("--resume goes on with the run's own recipe: it takes no data, arrows, --out, --family or --seed.")
+            raise RecipeError(
+                "--resume goes on with the run's own recipe: it takes no data, arrows, --out, --family or --seed."
+            )
         run = weft.train(resume=resume, minutes=minutes, steps=steps, json=json)
     else:
         data, arrows, overrides = split_words(words)
@@ -139,7 +142,9 @@ def predict(
     name = parsed.outputs[0].name
     shown = [present(value, out or run / "predictions", name) for value in values]
     if json:
-        print_json([{"arrow": str(parsed), "inputs": row, "output": text} for row, text in zip(rows, shown, strict=True)])
+        print_json(
+            [{"arrow": str(parsed), "inputs": row, "output": text} for row, text in zip(rows, shown, strict=True)]
+        )
     else:
         print("\n".join(shown))
 
@@ -148,7 +153,9 @@ def predict(
 def evaluate(
     run: RunPath,
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
-    arrow: Annotated[list[str] | None, typer.Option(help="Only this arrow; may be repeated.", show_default=False)] = None,
+    arrow: Annotated[
+        list[str] | None, typer.Option(help="Only this arrow; may be repeated.", show_default=False)
+    ] = None,
     limit: Annotated[int | None, typer.Option(help="At most so many rows per arrow.", show_default=False)] = None,
     json: Json = False,
 ) -> None:
@@ -190,7 +197,7 @@ def split_words(words: Sequence[str] | None) -> tuple[str, list[str], list[str]]
             data = word
         else:
             raise RecipeError(
-                f"{word!r} is neither an arrow (a -> b, -> a, ~a, a <-> b) nor key=value, and the data is {data!r} already."
+                f"{word!r} is neither an arrow (a -> b, -> a, ~a, a <-> b) nor key=value; the data is {data!r} already."
             )
     if not data:
         raise RecipeError(
@@ -204,7 +211,7 @@ def with_seed(overrides: list[str], seed: int | None) -> list[str]:
 
 
 def column_words(words: Sequence[str]) -> dict[str, str]:
-    """`--image cat.png --question=why? text=...` -> {column: value}. The last form reaches a column named as an option is."""
+    """`--image cat.png --question=why? out=...` -> {column: value}. The last form: a column named like an option."""
     given: dict[str, str] = {}
     rest = list(words)
     while rest:
@@ -223,7 +230,7 @@ def column_words(words: Sequence[str]) -> dict[str, str]:
 
 
 def check_inputs(arrow: Arrow, given: dict[str, str]) -> dict[str, str]:
-    """`given`, if it is exactly what the arrow takes; else an error that names the nearest column or the missing ones."""
+    """`given`, if it is just what the arrow takes; else an error that names the nearest column, or the missing ones."""
     names = [column.name for column in arrow.inputs]
     for name in given:
         if name not in names:
@@ -300,10 +307,8 @@ def print_results(results: Iterable[dict[str, Any]]) -> None:
     table.add_column("hash", style="dim")
     for r in results:
         baselines = "  ".join(f"{name} {number(value)}" for name, value in (r.get("baselines") or {}).items())
-        table.add_row(
-            r["arrow"], r["metric"], number(r["value"]), f"{number(r['low'])} - {number(r['high'])}", str(r["n"]), baselines,
-            r.get("hash", ""),
-        )  # fmt: skip
+        band = f"{number(r['low'])} - {number(r['high'])}"
+        table.add_row(r["arrow"], r["metric"], number(r["value"]), band, str(r["n"]), baselines, r.get("hash", ""))
     Console().print(table)
 
 

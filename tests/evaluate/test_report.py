@@ -23,6 +23,9 @@ from weft.evaluate.report import lines, read, report
 ARROWS = ["image, question -> answer", "speech -> question", "caption -> image", "text -> speech"]
 
 
+RESOLUTION = {"objective": "next", "head": "language", "decoder": "codes", "metric": "judge"}
+
+
 def wav(seconds: float) -> bytes:
     out = io.BytesIO()
     with wave.open(out, "wb") as f:
@@ -41,26 +44,47 @@ def png(colour: tuple[int, int, int]) -> bytes:
     return out.getvalue()
 
 
+def sample(arrow: str, inputs: dict[str, str], expected: str, produced: str) -> dict:
+    return {"arrow": arrow, "inputs": inputs, "expected": expected, "produced": produced}
+
+
 def write_metrics(run: Path) -> None:
     start = {
-        "event": "start", "command": "weft train recipes/demo.toml --out runs/demo", "parameters": 3_412_992,
-        "forecast": {"seconds": 590, "memory": 2.1 * 2**30}, "weft": "0.1.0", "torch": "2.13.0", "machine": "2 cores",
-        "resolutions": [{"arrow": a, "objective": "next", "head": "language", "decoder": "codes", "metric": "judge"} for a in ARROWS],
-    }  # fmt: skip
+        "event": "start",
+        "command": "weft train recipes/demo.toml --out runs/demo",
+        "parameters": 3_412_992,
+        "forecast": {"seconds": 590, "memory": 2.1 * 2**30},
+        "weft": "0.1.0",
+        "torch": "2.13.0",
+        "machine": "2 cores",
+        "resolutions": [{"arrow": a, **RESOLUTION} for a in ARROWS],
+    }
     rng = np.random.default_rng(0)
     rows: list[dict] = [start]
     for step in range(1, 601):
-        loss = {a: (5 - k) * math.exp(-step / 120) + 0.1 * (k + 1) + 0.06 * rng.normal() ** 2 for k, a in enumerate(ARROWS)}
+        loss = {
+            a: (5 - k) * math.exp(-step / 120) + 0.1 * (k + 1) + 0.06 * rng.normal() ** 2 for k, a in enumerate(ARROWS)
+        }
         lr = 0.02 * min(step / 12, 1, (601 - step) / 240)
-        rows.append({
-            "step": step, "time": step * 0.98, "loss": sum(loss.values()) / 4, "arrows": loss, "lr": lr,
-            "tokens_per_second": 21000 + 500 * rng.normal(),
-        })  # fmt: skip
+        rows.append(
+            {
+                "step": step,
+                "time": step * 0.98,
+                "loss": sum(loss.values()) / 4,
+                "arrows": loss,
+                "lr": lr,
+                "tokens_per_second": 21000 + 500 * rng.normal(),
+            }
+        )
         if step % 60 == 0:
             held = {a: value + 0.05 for a, value in loss.items()}
             rows.append({"step": step, "validation": {"loss": sum(held.values()) / 4, "arrows": held}})
-    rows.append({"event": "blind", "arrow": ARROWS[0], "column": "image", "loss": 0.11, "shuffled": 1.9, "ignored": False})
-    rows.append({"event": "blind", "arrow": ARROWS[0], "column": "question", "loss": 0.11, "shuffled": 0.12, "ignored": True})
+    rows.append(
+        {"event": "blind", "arrow": ARROWS[0], "column": "image", "loss": 0.11, "shuffled": 1.9, "ignored": False}
+    )
+    rows.append(
+        {"event": "blind", "arrow": ARROWS[0], "column": "question", "loss": 0.11, "shuffled": 0.12, "ignored": True}
+    )
     rows.append({"event": "end", "seconds": 601.5, "memory": 2.3 * 2**30})
     (run / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
 
@@ -71,33 +95,60 @@ def run(tmp_path: Path) -> Path:
     run = tmp_path / "demo"
     (run / "samples").mkdir(parents=True)
     (run / "codecs").mkdir()
-    (run / "recipe.toml").write_text(f'data = "demo"\narrows = {json.dumps(ARROWS)}\nseed = 0\n\n[train]\nlength = 256\n')
+    (run / "recipe.toml").write_text(
+        f'data = "demo"\narrows = {json.dumps(ARROWS)}\nseed = 0\n\n[train]\nlength = 256\n'
+    )
     write_metrics(run)
     base = {"split": "test", "n": 1000, "hash": "3f9a1c"}
     results = [
-        base | {"arrow": ARROWS[0], "metric": "accuracy", "value": 0.962, "low": 0.951, "high": 0.972,
-                "baselines": {"majority": 0.32, "blind": 0.641, "small CNN (published)": 0.9378}},
-        base | {"arrow": ARROWS[1], "metric": "word_error", "value": 0.07, "low": 0.06, "high": 0.085, "baselines": {"majority": 0.8}},
-        base | {"arrow": ARROWS[2], "metric": "judge", "value": 0.93, "low": 0.9, "high": 0.95, "baselines": {"random codes": 0.03}},
-    ]  # fmt: skip
+        base
+        | {
+            "arrow": ARROWS[0],
+            "metric": "accuracy",
+            "value": 0.962,
+            "low": 0.951,
+            "high": 0.972,
+            "baselines": {"majority": 0.32, "blind": 0.641, "small CNN (published)": 0.9378},
+        },
+        base
+        | {
+            "arrow": ARROWS[1],
+            "metric": "word_error",
+            "value": 0.07,
+            "low": 0.06,
+            "high": 0.085,
+            "baselines": {"majority": 0.8},
+        },
+        base
+        | {
+            "arrow": ARROWS[2],
+            "metric": "judge",
+            "value": 0.93,
+            "low": 0.9,
+            "high": 0.95,
+            "baselines": {"random codes": 0.03},
+        },
+    ]
     (run / "results.json").write_text(json.dumps(results))
     for name, content in {"0.png": png((40, 90, 200)), "1.png": png((60, 80, 190)), "0.wav": wav(0.4)}.items():
         (run / "samples" / name).write_bytes(content)
         (run / "codecs" / name).write_bytes(content)
     samples = [
-        {"arrow": ARROWS[0], "inputs": {"image": "0.png", "question": "what colour is the <b>shape</b>?"}, "expected": "blue", "produced": "blue"},
-        {"arrow": ARROWS[0], "inputs": {"image": "0.png", "question": "is there a circle?"}, "expected": "no", "produced": "yes"},
-        {"arrow": ARROWS[1], "inputs": {"speech": "0.wav"}, "expected": "is it red?", "produced": "is it red?"},
-        {"arrow": ARROWS[2], "inputs": {"caption": "a blue rectangle"}, "expected": "0.png", "produced": "1.png"},
-        {"arrow": ARROWS[3], "inputs": {"text": "is it red?"}, "expected": "0.wav", "produced": "0.wav"},
-    ]  # fmt: skip
+        sample(ARROWS[0], {"image": "0.png", "question": "what colour is the <b>shape</b>?"}, "blue", "blue"),
+        sample(ARROWS[0], {"image": "0.png", "question": "is there a circle?"}, "no", "yes"),
+        sample(ARROWS[1], {"speech": "0.wav"}, "is it red?", "is it red?"),
+        sample(ARROWS[2], {"caption": "a blue rectangle"}, "0.png", "1.png"),
+        sample(ARROWS[3], {"text": "is it red?"}, "0.wav", "0.wav"),
+    ]
     (run / "samples" / "index.json").write_text(json.dumps(samples))
     codecs = {
         "image": {"codebook": 512, "use": 0.81, "perplexity": 240.1, "error": 0.0041, "pairs": [["0.png", "1.png"]]},
         "audio": {"codebook": 512, "use": 0.93, "perplexity": 300.2, "error": 0.013, "pairs": [["0.wav", "0.wav"]]},
     }
     (run / "codecs" / "report.json").write_text(json.dumps(codecs))
-    (run / "skipped.jsonl").write_text(json.dumps({"row": 17, "file": "images/17.png", "reason": "truncated file"}) + "\n")
+    (run / "skipped.jsonl").write_text(
+        json.dumps({"row": 17, "file": "images/17.png", "reason": "truncated file"}) + "\n"
+    )
     (run / "table.json").write_text(json.dumps({"rows": 51_234, "voices": {"training": 6, "held out": 2}}))
     return run
 
@@ -150,10 +201,24 @@ def test_the_page_is_whole_and_asks_for_nothing_from_outside(run: Path) -> None:
 def test_the_page_says_what_the_files_say(run: Path) -> None:
     text = Page(report(run).read_text()).text
     for piece in (
-        "weft train recipes/demo.toml", "0.962", "0.951–0.972", "blind 0.641", "lower is better", "3f9a1c", "51,234",
-        "images/17.png", "truncated file", "in use 81%", "ignored", "used", "10 min 02 s", "+2%", "3.41M",
-        "image, question → answer", "length = 256",
-    ):  # fmt: skip
+        "weft train recipes/demo.toml",
+        "0.962",
+        "0.951–0.972",
+        "blind 0.641",
+        "lower is better",
+        "3f9a1c",
+        "51,234",
+        "images/17.png",
+        "truncated file",
+        "in use 81%",
+        "ignored",
+        "used",
+        "10 min 02 s",
+        "+2%",
+        "3.41M",
+        "image, question → answer",
+        "length = 256",
+    ):
         assert piece in text, piece
 
 
@@ -248,4 +313,11 @@ def test_an_interval_is_drawn_where_it_lies() -> None:
 
 
 def test_short_numbers() -> None:
-    assert [chart.short(v) for v in (0, 0.05, 1.5, 12_000, 3.4e6, 0.00002)] == ["0", "0.05", "1.5", "12k", "3.4M", "2e-5"]
+    assert [chart.short(v) for v in (0, 0.05, 1.5, 12_000, 3.4e6, 0.00002)] == [
+        "0",
+        "0.05",
+        "1.5",
+        "12k",
+        "3.4M",
+        "2e-5",
+    ]

@@ -80,7 +80,7 @@ def thin(points: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:
     return [(sum(x for x, _ in g) / len(g), sum(y for _, y in g) / len(g)) for g in groups]
 
 
-def smooth(points: Sequence[Point], share: float = 0.05) -> list[Point]:
+def smooth(points: Sequence[Point], share: float = 0.015) -> list[Point]:
     """Exponential mean over about `share` of the curve, without the pull towards its first value."""
     keep = 1 - 1 / max(1.0, share * len(points))
     out, mean, weight = [], 0.0, 0.0
@@ -94,14 +94,14 @@ def smooth(points: Sequence[Point], share: float = 0.05) -> list[Point]:
 def curves(series: Sequence[Series], *, title: str, x_label: str = "step", from_zero: bool = True) -> str:
     """A `<figure>` with the curves of one quantity.
 
-    The vertical axis starts at zero unless `from_zero` is off; its top leaves out the first tenth of the curve where that alone
-    would flatten the rest (a loss that falls from 6 to 0.1), and says so by drawing the line into the edge.
+    The vertical axis starts at zero unless `from_zero` is off. Its top is set without the curve's first tenth, which
+    alone would flatten the rest (a loss that falls from 6 to 0.1); what lies above runs along the edge.
     """
     drawn = [(s, thin(s.points)) for s in series]
     drawn = [(s, points) for s, points in drawn if points]
     if not drawn:
         return ""
-    xs = [x for _, points in drawn for x, _ in points]
+    xs = [x for one in series for x, _ in one.points]
     settled = [y for _, points in drawn for _, y in points[len(points) // 10 :]]
     low, high = (0.0 if from_zero and min(settled) >= 0 else min(settled)), max(settled)
     high += (high - low or abs(high) or 1) * 0.06
@@ -124,9 +124,11 @@ def _axes(frame: Frame, x_label: str) -> str:
         parts.append(f'<text class="tick end" x="{frame.left - 7:g}" y="{y + 3.5:.1f}">{short(value)}</text>')
     for value in ticks(*frame.x):
         x, _ = frame.place((value, frame.y[0]))
+        if x < frame.left + 34:  # the axis' name stands there
+            continue
         parts.append(f'<text class="tick mid" x="{x:.1f}" y="{bottom + 15:g}">{short(value)}</text>')
     parts.append(f'<line class="axis" x1="{frame.left:g}" x2="{right:g}" y1="{bottom:g}" y2="{bottom:g}"/>')
-    parts.append(f'<text class="tick end" x="{right:g}" y="{bottom - 5:g}">{escape(x_label)}</text>')
+    parts.append(f'<text class="tick" x="{frame.left:g}" y="{bottom + 15:g}">{escape(x_label)}</text>')
     return "".join(parts)
 
 
@@ -150,21 +152,24 @@ def _legend(series: Sequence[Series]) -> str:
     return f'<span class="legend">{keys}</span>'
 
 
-def interval(value: float, low: float, high: float, marks: Sequence[tuple[str, float]] = (), *, top: float = 1.0) -> str:
+def interval(
+    value: float, low: float, high: float, marks: Sequence[tuple[str, float]] = (), *, top: float = 1.0
+) -> str:
     """A value and its interval on a track from 0 to `top`; `marks` are baselines, drawn as hollow ticks.
 
     0 |-----|majority-------|blind-----[===●==]--| 1
     """
     width, middle = 240.0, 11.0
-    at = lambda v: 4 + min(max(v / top, 0.0), 1.0) * (width - 8)  # noqa: E731
+    at = lambda v: 4 + min(max(v / top, 0.0), 1.0) * (width - 8)
     parts = [f'<line class="track" x1="4" x2="{width - 4:g}" y1="{middle:g}" y2="{middle:g}"/>']
     for name, mark in marks:
         parts.append(
             f'<line class="mark" x1="{at(mark):.1f}" x2="{at(mark):.1f}" y1="{middle - 7:g}" y2="{middle + 7:g}">'
             f"<title>{escape(name)}: {mark:.3f}</title></line>"
         )
+    wide = max(at(high) - at(low), 1)
     parts.append(
-        f'<rect class="band" x="{at(low):.1f}" width="{max(at(high) - at(low), 1):.1f}" y="{middle - 5:g}" height="10" rx="5"/>'
+        f'<rect class="band" x="{at(low):.1f}" width="{wide:.1f}" y="{middle - 5:g}" height="10" rx="5"/>'
         f'<circle class="value" cx="{at(value):.1f}" cy="{middle:g}" r="4"/>'
     )
     label = f"{value:.3f}, 95 % interval {low:.3f} to {high:.3f}"

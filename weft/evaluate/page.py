@@ -18,7 +18,7 @@ LOWER_IS_BETTER = ("error", "bits", "loss", "perplexity")
 MARK = (
     '<svg viewBox="0 0 34 34" aria-hidden="true" fill="none" stroke-width="5" stroke-linecap="round">'
     '<path d="M11 3v28" style="stroke:var(--image)"/><path d="M23 3v28" style="stroke:var(--audio)"/>'
-    '<path d="M3 11h3.5M15.500 11H31M3 23h15.500M27.500 23H31" style="stroke:var(--text)"/></svg>'
+    '<path d="M3 11h3.5M15.5 11H31M3 23h15.5M27.5 23H31" style="stroke:var(--text)"/></svg>'
 )
 
 
@@ -46,14 +46,21 @@ def slug(title: str) -> str:
 
 def table(titles: Sequence[str], rows: Iterable[Sequence[str]], numbers: Sequence[int] = ()) -> str:
     """A card with a table. Cells are HTML already; `numbers` are the columns to align right."""
-    side = lambda i: ' class="num"' if i in numbers else ""  # noqa: E731
+    side = lambda i: ' class="num"' if i in numbers else ""
     top = "".join(f"<th{side(i)}>{title}</th>" for i, title in enumerate(titles))
-    body = "".join("<tr>" + "".join(f"<td{side(i)}>{cell}</td>" for i, cell in enumerate(row)) + "</tr>" for row in rows)
+    body = "".join(
+        "<tr>" + "".join(f"<td{side(i)}>{cell}</td>" for i, cell in enumerate(row)) + "</tr>" for row in rows
+    )
     return f'<div class="card"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def lead(text: str) -> str:
     return f'<p class="lead">{text}</p>'
+
+
+def below(text: str) -> str:
+    """A small second line in a cell; nothing where there is nothing to say."""
+    return f'<span class="marks">{text}</span>' if text else ""
 
 
 def arrow_text(arrow: Any) -> str:
@@ -90,7 +97,7 @@ def shown(value: Any, label: str, folder: Path) -> str:
     if MEDIA[path.suffix.lower()].startswith("image"):
         return f'<figure><img alt="{escape(label)}" src="{embedded(path)}">{escape(label)}</figure>'
     return (
-        f'<div><span class="label">{escape(label)}</span>'
+        f'<div class="sound"><span class="label">{escape(label)}</span>'
         f'<audio controls preload="metadata" aria-label="{escape(label)}" src="{embedded(path)}"></audio></div>'
     )
 
@@ -136,17 +143,21 @@ def results(facts: Facts) -> str:
         top = max(1.0, r["high"], *(value for _, value in known)) if known else max(1.0, r["high"])
         better = "lower is better" if any(w in r["metric"].replace("_", " ") for w in LOWER_IS_BETTER) else ""
         beside = " · ".join(f"{escape(name)} {value:.3f}" for name, value in known)
-        rows.append((
-            arrow_text(r["arrow"]) + (f'<span class="marks">{escape(str(r["note"]))}</span>' if r.get("note") else ""),
-            escape(r["metric"].replace("_", " ")) + (f'<span class="marks">{better}</span>' if better else ""),
-            f"<b>{r['value']:.3f}</b>",
-            interval(r["value"], r["low"], r["high"], known, top=top) + (f'<span class="marks">{beside}</span>' if beside else ""),
-            f"{r['low']:.3f}–{r['high']:.3f}", f"{r['n']:,}", f'<code class="soft">{escape(str(r.get("hash", "")))}</code>',
-        ))  # fmt: skip
+        rows.append(
+            (
+                arrow_text(r["arrow"]) + below(escape(str(r.get("note") or ""))),
+                escape(r["metric"].replace("_", " ")) + below(better),
+                f"<b>{r['value']:.3f}</b>",
+                interval(r["value"], r["low"], r["high"], known, top=top) + below(beside),
+                f"{r['low']:.3f}–{r['high']:.3f}",
+                f"{r['n']:,}",
+                f'<code class="soft">{escape(str(r.get("hash", "")))}</code>',
+            )
+        )
     splits = ", ".join(sorted({str(r.get("split", "test")) for r in facts.results}))
     return lead(
-        f"On rows the model has not seen (split: {escape(splits)}). The band is the 95 % interval; upright strokes are baselines "
-        "on the same rows. Scores of different hashes are not comparable."
+        f"On rows the model has not seen (split: {escape(splits)}). The band is the 95 % interval; upright strokes are "
+        "baselines on the same rows. Scores of different hashes are not comparable."
     ) + table(["arrow", "metric", "value", "0 to 1", "95 % interval", "rows", "hash"], rows, numbers=(2, 4, 5))
 
 
@@ -163,14 +174,18 @@ def samples(facts: Facts) -> str:
         out.append(f'<h3>{arrow_text(arrow)}</h3><div class="samples">{cards}</div>')
     if not out:
         return ""
-    return lead("Held-out rows, taken in order and not picked. What the model produced stands below what the row says.") + "".join(out)
+    return lead(
+        "Held-out rows, taken in order and not picked. What the model produced stands below what the row says."
+    ) + "".join(out)
 
 
 def sample_card(sample: dict[str, Any], folder: Path) -> str:
     inputs = [shown(value, column, folder) for column, value in sample["inputs"].items()]
     expected, produced = sample.get("expected"), sample.get("produced")
     if media_file(produced, folder):
-        result = f'<div class="pictures">{shown(produced, "produced", folder)}{shown(expected, "the row has", folder)}</div>'
+        result = (
+            f'<div class="pictures">{shown(produced, "produced", folder)}{shown(expected, "the row has", folder)}</div>'
+        )
     elif str(expected).strip() == str(produced).strip():
         result = f'<p><span class="label">produced</span><b class="good">{escape(str(produced))}</b> ✓</p>'
     else:
@@ -211,7 +226,11 @@ def arrows(facts: Facts) -> str:
     if not found:
         return ""
     rows = [
-        (arrow_text(r["arrow"]), *(escape(str(r.get(key) or "–")) for key in ("objective", "head", "decoder", "metric"))) for r in found
+        (
+            arrow_text(r["arrow"]),
+            *(escape(str(r.get(key) or "–")) for key in ("objective", "head", "decoder", "metric")),
+        )
+        for r in found
     ]
     return lead("What each arrow came to mean with this family of model.") + table(
         ["arrow", "objective", "head", "decoder", "metric"], rows
@@ -240,9 +259,12 @@ def blind(facts: Facts) -> str:
     for (arrow, column), e in found.items():
         rise = e["shuffled"] - e["loss"]
         verdict = '<span class="bad">ignored</span>' if e.get("ignored") else '<span class="good">used</span>'
-        rows.append((arrow_text(arrow), escape(column), f"{e['loss']:.3f}", f"{e['shuffled']:.3f}", f"{rise:+.3f}", verdict))
+        rows.append(
+            (arrow_text(arrow), escape(column), f"{e['loss']:.3f}", f"{e['shuffled']:.3f}", f"{rise:+.3f}", verdict)
+        )
     return lead(
-        "An input that helps must hurt when it is swapped with another row's. A rise near zero means that the model does not look."
+        "An input that helps must hurt when it is swapped with another row's. A rise near zero: the model does "
+        "not look."
     ) + table(["arrow", "input shuffled", "loss", "loss when shuffled", "rise", ""], rows, numbers=(2, 3, 4))
 
 
@@ -267,7 +289,9 @@ def codecs(facts: Facts) -> str:
         out.append(f'<h3>{escape(kind)}: {", ".join(use)}</h3><div class="pairs">{pairs}</div>')
     if not out:
         return ""
-    return lead("Pictures and sounds are produced as codes. Nothing drawn or spoken can be better than what the codes can hold.") + "".join(out)
+    return lead(
+        "Pictures and sounds are produced as codes. Nothing drawn or spoken can be better than what the codes can hold."
+    ) + "".join(out)
 
 
 def data(facts: Facts) -> str:

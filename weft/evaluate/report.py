@@ -1,8 +1,8 @@
 """`weft report RUN`: everything a run left behind, on one self-contained page (RUN/report.html).
 
-The page holds no script and asks for nothing from outside: styles, drawings, pictures and sounds are inside it. This module reads
-the run directory's files; page.py turns them into HTML; chart.py draws. A file that is not there leaves its section out, or says
-which command makes it.
+The page holds no script and asks for nothing from outside: styles, drawings, pictures and sounds are inside it. This
+module reads the run directory's files; page.py turns them into HTML; chart.py draws. A missing file leaves its
+section out, or says which command makes it.
 """
 
 from __future__ import annotations
