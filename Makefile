@@ -80,7 +80,7 @@ docs: $(VENV)/.dev
 # Renews constraints.txt from the newest versions that pyproject.toml allows, keeping its head (everything up to the torch line).
 lock:
 	rm -rf build/lock && $(PYTHON) -m venv build/lock
-	build/lock/bin/python -m pip install --quiet $(PIP_ARGS) -c <(grep '^torch' constraints.txt) -e '.[dev]' hatchling
+	build/lock/bin/python -m pip install --quiet $(PIP_ARGS) -c <(grep '^torch' constraints.txt) -e '.[dev]'
 	(sed '/^torch==/q' constraints.txt; build/lock/bin/python -m pip freeze --exclude-editable | grep -v '^torch==' | sed 's/+[a-z0-9.]*$$//') > build/constraints.txt
 	mv build/constraints.txt constraints.txt && rm -r build/lock
 
