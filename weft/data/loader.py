@@ -254,11 +254,10 @@ class Loader:
             for start in range(0, height, max(size, 1)):
                 part = rows[start : start + size]
                 if part or (start == 0 and len(self.lanes) == 1):
-                    batches.append(
-                        self._assembler.batch(
-                            self.lanes[index], planner.samples[index], part, size, planner.widths(index)
-                        )
-                    )
+                    lane = self.lanes[index]
+                    tall = len(part) if lane.paired else size  # an empty row would be a pair of nothing
+                    widths = planner.widths(index)
+                    batches.append(self._assembler.batch(lane, planner.samples[index], part, tall, widths))
         total = sum(batch.total for batch in batches) or 1.0
         for batch in batches:
             batch.total = total
