@@ -51,12 +51,12 @@ install: $(VENV)/.dev
 # A second `make demo` goes on where the first was stopped, or says that all is there.
 demo: $(VENV)/.demo
 	@if [ -e $(RUN)/report.html ]; then \
-	  echo "weft: $(RUN) is complete. To make it anew: rm -r $(RUN) && make demo"; \
-	else \
-	  if [ -e $(RUN)/recipe.toml ]; then $(BIN)/weft train --resume $(RUN); \
-	  else $(BIN)/weft train recipes/demo.toml --out $(RUN); fi \
-	  && $(BIN)/weft eval $(RUN) && $(BIN)/weft report $(RUN); \
-	fi
+	  echo "weft: $(RUN) is complete. To make it anew: rm -r $(RUN) && make demo"; exit 0; \
+	elif [ -e $(RUN)/card.md ]; then :; \
+	elif [ -e $(RUN)/recipe.toml ]; then $(BIN)/weft train --resume $(RUN) || exit; \
+	else $(BIN)/weft train recipes/demo.toml --out $(RUN) || exit; fi; \
+	if [ ! -e $(RUN)/card.md ]; then echo "weft: stopped on the way; make demo goes on from there"; exit 1; fi; \
+	$(BIN)/weft eval $(RUN) && $(BIN)/weft report $(RUN)
 	@printf '%s\n' "" "Try it:" \
 	  "  $(BIN)/weft predict $(RUN) 'caption -> image' --caption 'a red circle' --out drawn" \
 	  "  $(BIN)/weft predict $(RUN) 'text -> speech' --text 'is there a blue square?' --out spoken" \

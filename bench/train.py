@@ -202,7 +202,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=15, help="of measuring, for each variant")
     parser.add_argument("--no-compile", action="store_true", help="leave the compiled variants out")
-    parser.add_argument("--no-rows", action="store_true", help="leave packed against padded out (it needs the demo's table)")
+    parser.add_argument(
+        "--no-rows", action="store_true", help="leave packed against padded out (it needs the demo's table)"
+    )
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--memory-of", choices=PEERS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -250,10 +252,15 @@ def show(result: dict) -> None:
     print(f"\nweft / transformers, best of each: {result['ratio']:.2f}x tokens/s", end="")
     print(f", {result['memory_ratio']:.2f}x memory" if result.get("memory_ratio") else "")
     if rows := result.get("rows"):
-        print(
-            f"\nthe demo's rows, packed / padded: {rows['ratio']:.2f}x real tokens/s, {rows['rows_ratio']:.2f}x rows/s "
-            f"(padding {rows['packed']['padding']:.0%} against {rows['padded']['padding']:.0%})"
-        )
+        print("\nthe demo's rows through the demo's model, uncompiled; tokens of samples, padding not counted\n")
+        print(f"{'':26}{'tokens/s':>10}{'rows/s':>10}{'padding':>10}{'packed is':>12}")
+        for name in ("packed", "padded", "grouped"):
+            way = rows[name]
+            faster = f"{way['ratio']:>10.2f} x" if "ratio" in way else ""
+            label = {"grouped": "padded, by length"}.get(name, name)
+            print(
+                f"{label:26}{way['tokens_per_second']:>10,.0f}{way['rows_per_second']:>10,.0f}{way['padding']:>10.0%}{faster}"
+            )
 
 
 if __name__ == "__main__":
