@@ -3,8 +3,8 @@
     make bench            or            .venv/bin/python bench/train.py [--seconds 20] [--json]
 
 Both train one Llama of about 14 M parameters on the same tokens with the same optimiser (AdamW, fused), clipping and
-bf16 autocast. Each is run compiled and not, and the better one counts. The variants take turns, a few steps each, so that
-a machine that slows down slows all of them; medians are compared, as ratios.
+bf16 autocast. Each is run compiled and not, and the better one counts. The variants take turns, a few steps each, so
+that a machine that slows down slows all of them; medians are compared, as ratios.
 
     6N      FLOP per token of a training step by the usual rule: 6 x parameters (tables included)
     matmul  the machine's own rate of bf16 products, measured in the same minute
@@ -219,14 +219,8 @@ def main() -> None:
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads of {os.cpu_count()} cores, {device.type}",
         "torch": torch.__version__,
         "matmul_gflops": rate / 1e9,
-        "variants": [
-            {
-                "name": v.name, "peer": v.peer, "parameters": v.parameters, "tokens_per_second": v.rate, "first_step": v.first,
-                "share_of_matmul": 6 * v.parameters * v.rate / rate, "loss": v.losses[-1], "steps": len(v.times),
-            }
-            for v in found
-        ],
-    }  # fmt: skip
+        "variants": [told(v, rate) for v in found],
+    }
     best = {peer: max(v.rate for v in found if v.peer == peer) for peer in PEERS}
     result["ratio"] = best["weft"] / best["transformers"]
     if device.type == "cpu":
@@ -238,6 +232,19 @@ def main() -> None:
 
         result["rows"] = packed_against_padded(device, arguments.seconds)
     print(json.dumps(result, indent=2)) if arguments.json else show(result)
+
+
+def told(variant: Variant, matmul: float) -> dict:
+    return {
+        "name": variant.name,
+        "peer": variant.peer,
+        "parameters": variant.parameters,
+        "tokens_per_second": variant.rate,
+        "first_step": variant.first,
+        "share_of_matmul": 6 * variant.parameters * variant.rate / matmul,
+        "loss": variant.losses[-1],
+        "steps": len(variant.times),
+    }
 
 
 def show(result: dict) -> None:
