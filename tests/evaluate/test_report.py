@@ -51,7 +51,6 @@ def sample(arrow: str, inputs: dict[str, str], expected: str, produced: str) -> 
 def write_metrics(run: Path) -> None:
     start = {
         "event": "start",
-        "command": "weft train recipes/demo.toml --out runs/demo",
         "parameters": 3_412_992,
         "forecast": {"seconds": 590, "memory": 2.1 * 2**30},
         "weft": "0.1.0",
@@ -98,6 +97,7 @@ def run(tmp_path: Path) -> Path:
     (run / "recipe.toml").write_text(
         f'data = "demo"\narrows = {json.dumps(ARROWS)}\nseed = 0\n\n[train]\nlength = 256\n'
     )
+    (run / "command.txt").write_text("weft train recipes/demo.toml --out runs/demo\n")
     write_metrics(run)
     base = {"split": "test", "n": 1000, "hash": "3f9a1c"}
     results = [
@@ -142,7 +142,14 @@ def run(tmp_path: Path) -> Path:
     ]
     (run / "samples" / "index.json").write_text(json.dumps(samples))
     codecs = {
-        "image": {"codebook": 512, "use": 0.81, "perplexity": 240.1, "error": 0.0041, "pairs": [["0.png", "1.png"]]},
+        "image": {
+            "codebook": 512,
+            "use": 0.81,
+            "perplexity": 240.1,
+            "error": 4.1,
+            "baseline": 38.0,
+            "pairs": [["0.png", "1.png"]],
+        },
         "audio": {"codebook": 512, "use": 0.93, "perplexity": 300.2, "error": 0.013, "pairs": [["0.wav", "0.wav"]]},
     }
     (run / "codecs" / "report.json").write_text(json.dumps(codecs))
@@ -302,6 +309,12 @@ def test_smoothing_has_no_pull_towards_the_first_value() -> None:
     assert chart.smooth([(k, 2.0) for k in range(50)])[-1][1] == pytest.approx(2.0)
     assert chart.smooth([(k, 2.0) for k in range(50)])[0][1] == pytest.approx(2.0)
     assert chart.smooth([]) == []
+
+
+def test_a_curve_enters_through_the_edge() -> None:
+    assert chart.below([(0, 3.0), (2, 1.0), (3, 0.5)], top=2.0) == [[(1.0, 2.0), (2, 1.0), (3, 0.5)]]
+    assert chart.below([(0, 1.0), (2, 3.0), (4, 1.0)], top=2.0) == [[(0, 1.0), (1.0, 2.0)], [(3.0, 2.0), (4, 1.0)]]
+    assert chart.below([(0, 5.0), (1, 6.0)], top=2.0) == []
 
 
 def test_an_interval_is_drawn_where_it_lies() -> None:

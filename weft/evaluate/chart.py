@@ -91,11 +91,29 @@ def smooth(points: Sequence[Point], share: float = 0.015) -> list[Point]:
     return out
 
 
+def below(points: Sequence[Point], top: float) -> list[list[Point]]:
+    """The parts of a curve that lie at or under `top`, each begun and ended where the curve crosses it."""
+    parts: list[list[Point]] = []
+    before: Point | None = None
+    for point in points:
+        inside = point[1] <= top
+        if before is not None and inside != (before[1] <= top):
+            share = (top - before[1]) / (point[1] - before[1])
+            crossing = (before[0] + share * (point[0] - before[0]), top)
+            parts.append([crossing]) if inside else parts[-1].append(crossing)
+        elif before is None and inside:
+            parts.append([])
+        if inside:
+            parts[-1].append(point)
+        before = point
+    return parts
+
+
 def curves(series: Sequence[Series], *, title: str, x_label: str = "step", from_zero: bool = True) -> str:
     """A `<figure>` with the curves of one quantity.
 
     The vertical axis starts at zero unless `from_zero` is off. Its top is set without the curve's first tenth, which
-    alone would flatten the rest (a loss that falls from 6 to 0.1); what lies above runs along the edge.
+    alone would flatten the rest (a loss that falls from 6 to 0.1); a curve above it enters through the edge.
     """
     drawn = [(s, thin(s.points)) for s in series]
     drawn = [(s, points) for s, points in drawn if points]
@@ -133,13 +151,14 @@ def _axes(frame: Frame, x_label: str) -> str:
 
 
 def _line(frame: Frame, series: Series, points: Sequence[Point]) -> str:
-    placed = [frame.place(p) for p in points]
-    inside = [(x, max(y, frame.top - 4)) for x, y in placed]
-    path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in inside)
+    path = "".join(
+        "M" + "L".join("{:.1f} {:.1f}".format(*frame.place(p)) for p in part) for part in below(points, frame.y[1])
+    )
     kind = f"curve s{series.colour}" + (" faint" if series.faint else "")
     out = f'<path class="{kind}" d="{path}"/>'
     if series.dots:
-        for (x, y), (step, value) in zip(inside, points, strict=True):
+        for step, value in points:
+            x, y = frame.place((step, min(value, frame.y[1])))
             tip = f"<title>{escape(series.name)}, {short(step)}: {value:.4g}</title>"
             out += f'<circle class="dot s{series.colour}" cx="{x:.1f}" cy="{y:.1f}" r="2.6">{tip}</circle>'
     return out

@@ -51,7 +51,8 @@ def table(titles: Sequence[str], rows: Iterable[Sequence[str]], numbers: Sequenc
     body = "".join(
         "<tr>" + "".join(f"<td{side(i)}>{cell}</td>" for i, cell in enumerate(row)) + "</tr>" for row in rows
     )
-    return f'<div class="card"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+    top = f"<thead><tr>{top}</tr></thead>" if any(titles) else ""
+    return f'<div class="card"><table>{top}<tbody>{body}</tbody></table></div>'
 
 
 def lead(text: str) -> str:
@@ -122,13 +123,13 @@ def head(facts: Facts) -> str:
     if memory := end.get("memory"):
         tiles.append((size(memory), "peak memory"))
     boxes = "".join(f"<div><b>{value}</b><span>{label}</span></div>" for value, label in tiles)
-    command = start.get("command")
+    trained_on = "/".join(Path(str(facts.recipe.get("data") or "a table in memory")).parts[-2:])
     count = f"{len(arrows)} arrows" if len(arrows) != 1 else "one arrow"
     return (
         f'<header><div class="brand">{MARK}<span>weft report</span></div><h1>{escape(facts.path.name)}</h1>'
-        f"<p>One model, {count}, trained on {escape(str(facts.recipe.get('data') or 'a table'))}.</p>"
+        f"<p>One model, {count}, trained on {escape(trained_on)}.</p>"
         + (f'<div class="tiles">{boxes}</div>' if boxes else "")
-        + (f'<div class="command"><code>{escape(str(command))}</code></div>' if command else "")
+        + (f'<div class="command"><code>{escape(facts.command)}</code></div>' if facts.command else "")
         + "</header>"
     )
 
@@ -277,7 +278,8 @@ def codecs(facts: Facts) -> str:
                 ("codebook", "codebook of", lambda v: f"{v:,}"),
                 ("use", "in use", lambda v: f"{v:.0%}"),
                 ("perplexity", "perplexity", lambda v: f"{v:.0f}"),
-                ("error", "held-out error", lambda v: f"{v:.4f}"),
+                ("error", "held-out error", lambda v: f"{v:.3g}"),
+                ("baseline", "that of the mean item", lambda v: f"{v:.3g}"),
             )
             if r.get(key) is not None
         ]

@@ -26,8 +26,9 @@ class Facts:
     events     lines that carry an `event`: start, resume, end, blind, nonfinite, ...
     results    results.json: {arrow, split, metric, value, low, high, n, hash, baselines}
     samples    samples/index.json: {arrow, inputs: {column: text or file}, expected, produced}
-    codecs     codecs/report.json: {kind: {codebook, use, perplexity, error, pairs: [[original, reconstructed], ...]}}
+    codecs     codecs/report.json: {kind: {codebook, use, perplexity, error, baseline, pairs: [[before, after], ...]}}
     skipped    skipped.jsonl: {row, file, reason}
+    command    the words that started the run
     table      facts about the data: demo.json or table.json beside the table, as they are
     """
 
@@ -42,6 +43,7 @@ class Facts:
     codecs: dict[str, Any] = field(default_factory=dict)
     skipped: list[dict[str, Any]] = field(default_factory=list)
     table: dict[str, Any] = field(default_factory=dict)
+    command: str = ""
 
     def event(self, name: str) -> dict[str, Any]:
         """The last event of that name; {} where there is none."""
@@ -86,6 +88,8 @@ def read(folder: Path) -> Facts:
     facts.samples = document(folder / "samples" / "index.json", [])
     facts.codecs = document(folder / "codecs" / "report.json", {})
     facts.skipped = lines(folder / "skipped.jsonl")
+    command = folder / "command.txt"
+    facts.command = command.read_text(encoding="utf-8").strip() if command.is_file() else ""
     facts.table = table_facts(folder, facts.recipe)
     return facts
 
