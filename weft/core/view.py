@@ -46,6 +46,7 @@ class Tokens:
     span       (B,T) int32; None: no media
     positions  (B,T) or (B,T,A) float32; None: 0..T-1 (after a cache: counted on). Axes: sequence, row, column.
     media      continuous items to put into their places
+    segment    (B,T) int64 row of the segment table, for inputs that have one (BERT's sentence A or B); None: 0
     """
 
     ids: Tensor
@@ -54,12 +55,87 @@ class Tokens:
     span: Tensor | None = None
     positions: Tensor | None = None
     media: tuple[Media, ...] = ()
+    segment: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Tokens:
         """The same stream on another device."""
         moved = {
             name: value.to(device)
-            for name in ("ids", "document", "branch", "span", "positions")
+            for name in ("ids", "document", "branch", "span", "positions", "segment")
             if (value := getattr(self, name)) is not None
         }
         return replace(self, **moved, media=tuple(m.to(device) for m in self.media))
+
+
+@dataclass
+class Layout:
+    """Where the tokens of a stream stand: what masks and positions are made from. None: the plain case.
+
+    index     (1|B,T) int64 arrival: 0.. in the stream, counted on after a cache
+    document, branch, span   (B,T) as in Tokens
+    order     (1|B,T) int64 place in the own document: how many tokens are seen before this one by looking back
+    place     (B,T,A) float32 positions as given; None: `order` on every axis
+    """
+
+    index: Tensor
+    order: Tensor
+    document: Tensor | None = None
+    branch: Tensor | None = None
+    span: Tensor | None = None
+    place: Tensor | None = None
+
+    def __len__(self) -> int:
+        return self.index.shape[1]
+
+    @staticmethod
+    def of(tokens: Tokens, past: Layout | None = None, start: int = 0) -> Layout:
+        """The layout of `tokens`, which follow the `past` of a cache; `start` tokens have arrived before them."""
+        rows, length = tokens.ids.shape
+        index = torch.arange(start, start + length, device=tokens.ids.device)[None]
+        document = tokens.document
+        if document is None and past is not None and past.document is not None:
+            document = torch.ones_like(tokens.ids, dtype=past.document.dtype)
+        here = Layout(index, index, document, tokens.branch, tokens.span)
+        if document is not None or tokens.branch is not None:
+            # The tokens it sees by looking back: right for packed documents, branches, padding and caches alike.
+            here.order = here.count() + (-1 if past is None else here.furthest(past, past.order).long())
+        if tokens.positions is not None:
+            if tokens.positions.dim() == 3:
+                here.place = tokens.positions
+            else:
+                here.order = tokens.positions
+        elif past is not None and past.place is not None:
+            axes = past.place.shape[-1]
+            counted = here.furthest(past, past.place.amax(-1)) + here.count()
+            here.place = counted[..., None].expand(-1, -1, axes)  # (B,T) -> (B,T,A)
+        return here
+
+    def count(self) -> Tensor:
+        """(B,T) how many tokens of this layout each sees by looking back, itself included."""
+        seen = together(self, self)
+        back = self.index[:, None, :] <= self.index[:, :, None]
+        return (back if seen is None else seen & back).sum(-1)
+
+    def furthest(self, past: Layout, reached: Tensor) -> Tensor:
+        """(B,T) the largest of `reached` (B,P) among the past tokens that each sees; -1 if it sees none."""
+        seen = together(self, past)
+        reached = reached[:, None, :].expand(-1, len(self), -1)  # (B,P) -> (B,T,P)
+        return (reached if seen is None else reached.masked_fill(~seen, -1)).amax(-1)
+
+    def map(self, change) -> Layout:
+        """Every tensor of it changed by `change`, absent ones left absent."""
+        names = ("index", "order", "document", "branch", "span", "place")
+        return Layout(**{n: None if (t := getattr(self, n)) is None else change(t) for n in names})
+
+
+def together(q: Layout, k: Layout) -> Tensor | None:
+    """(B,T,S) bool: same document, and the key on the trunk or on the query's branch. None: all of them."""
+    seen = None
+    if q.document is not None and k.document is not None:
+        seen = q.document[:, :, None] == k.document[:, None, :]
+    if k.branch is not None:
+        own = torch.zeros_like(q.index) if q.branch is None else q.branch
+        branch = k.branch[:, None, :]
+        same = (branch == 0) | (branch == own[:, :, None])
+        seen = same if seen is None else seen & same
+    return seen

@@ -1,0 +1,98 @@
+"""Attention: each token asks, its visible tokens answer.
+
+Shape letters:  B rows  T queries  S keys  D width  H query heads  K key/value heads  E features of a head
+
+    x (B,T,D) ─ qkv ─┬─ q (B,T,H,E) ─ norm ─ turn ─┐
+                     ├─ k (B,S,K,E) ─ norm ─ turn ─┼─ softmax(q k^T / sqrt(E) + mask) v ─ out ─ (B,T,D)
+                     └─ v (B,S,K,E) ───────────────┘
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from weft.core import config as c
+from weft.core.mask import View
+from weft.core.norm import make_norm
+from weft.core.position import rotate
+
+
+class Attention(nn.Module):
+    """Vaswani et al. 2017, section 3.2; grouped heads of Ainslie et al. 2023. One matrix for q, k and v."""
+
+    def __init__(self, config: c.Attention, dim: int, layer: int) -> None:
+        super().__init__()
+        self.heads, self.kv_heads, self.width = config.heads, config.kv_heads or config.heads, head_width(config, dim)
+        self.layer, self.scale = layer, config.scale
+        self.sizes = (self.heads * self.width, self.kv_heads * self.width, self.kv_heads * self.width)
+        self.qkv = nn.Linear(dim, sum(self.sizes), bias=config.bias)
+        self.out = nn.Linear(self.sizes[0], dim, bias=config.bias)
+        self.q_norm = make_norm(config.qk_norm, self.width) if config.qk_norm else nn.Identity()
+        self.k_norm = make_norm(config.qk_norm, self.width) if config.qk_norm else nn.Identity()
+
+    def forward(self, x: Tensor, view: View) -> Tensor:  # (B,T,D) -> (B,T,D)
+        q, k, v = (part.unflatten(-1, (-1, self.width)) for part in self.qkv(x).split(self.sizes, -1))  # (B,T,H|K,E)
+        q, k = self.q_norm(q), self.k_norm(k)
+        if view.rotation is not None:
+            q, k = rotate(q, view.rotation), rotate(k, view.rotation)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B,T,H,E) -> (B,H,T,E)
+        if view.cache is not None:
+            k, v = view.cache.extend(self.layer, k, v)  # (B,K,T,E) -> (B,K,S,E)
+        return self.out(attend(q, k, v, view, scale=self.scale, layer=self.layer, part="self"))
+
+
+class CrossAttention(nn.Module):
+    """Queries from the stream, keys and values from a source of width `source`."""
+
+    def __init__(self, config: c.Attention, dim: int, source: int, layer: int) -> None:
+        super().__init__()
+        self.heads, self.kv_heads, self.width = config.heads, config.kv_heads or config.heads, head_width(config, dim)
+        self.layer, self.scale = layer, config.scale
+        self.q = nn.Linear(dim, self.heads * self.width, bias=config.bias)
+        self.kv = nn.Linear(source, 2 * self.kv_heads * self.width, bias=config.bias)
+        self.out = nn.Linear(self.heads * self.width, dim, bias=config.bias)
+        self.q_norm = make_norm(config.qk_norm, self.width) if config.qk_norm else nn.Identity()
+        self.k_norm = make_norm(config.qk_norm, self.width) if config.qk_norm else nn.Identity()
+
+    def forward(self, x: Tensor, view: View) -> Tensor:  # (B,T,D), view.memory (B,S,D) -> (B,T,D)
+        q = self.q_norm(self.q(x).unflatten(-1, (-1, self.width))).transpose(1, 2)  # (B,H,T,E)
+        k, v = self.keys(view)
+        return self.out(attend(q, k, v, view, scale=self.scale, layer=self.layer, part="cross"))
+
+    def keys(self, view: View) -> tuple[Tensor, Tensor]:
+        """(B,K,S,E) each, from the cache if they are there."""
+        if view.cache is not None and self.layer in view.cache.layers:
+            return view.cache.layers[self.layer]
+        k, v = self.kv(view.memory).unflatten(-1, (2, -1, self.width)).unbind(2)  # (B,S,K,E)
+        k, v = self.k_norm(k).transpose(1, 2), v.transpose(1, 2)
+        if view.cache is not None:
+            view.cache.layers[self.layer] = (k, v)
+        return k, v
+
+
+def head_width(config: c.Attention, dim: int) -> int:
+    """E: as said, or the width shared among the heads."""
+    return config.head_dim or dim // config.heads
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, view: View, *, scale: float | None, layer: int, part: str) -> Tensor:
+    """(B,H,T,E), (B,K,S,E) twice -> (B,T,H*E), by the fused kernel, or openly when a recorder wants the weights."""
+    if view.record is None:
+        grouped = q.shape[1] != k.shape[1]
+        y = F.scaled_dot_product_attention(
+            q, k, v, view.mask, is_causal=view.causal, scale=scale, enable_gqa=grouped
+        )
+        return y.transpose(1, 2).flatten(2)  # (B,H,T,E) -> (B,T,H*E)
+    k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], 1) for t in (k, v))
+    scores = q @ k.transpose(-1, -2) * (scale or 1 / math.sqrt(q.shape[-1]))  # (B,H,T,S)
+    if view.causal:
+        scores = scores.masked_fill(torch.ones_like(scores[0, 0], dtype=torch.bool).triu(1), float("-inf"))
+    if view.mask is not None:
+        scores = scores + view.mask
+    weights = scores.float().softmax(-1)
+    view.record.add(layer, part, weights)
+    return (weights.to(v.dtype) @ v).transpose(1, 2).flatten(2)

@@ -1,0 +1,370 @@
+"""The choices a transformer is made of, as small frozen types, and the tree of them as JSON.
+
+A choice with its own numbers is its own type, so an illegal combination cannot be written down:
+
+    ModelConfig
+    ├── topology   TowerConfig | EncoderDecoderConfig | EarlyFusionConfig | ConcatConfig | DualEncoderConfig
+    │   ├── input  TextInput(vocab, positions, stems={"image": LinearStem(192)})
+    │   └── stack  StackConfig(dim, depth, Attention(heads, position=Rope(), pattern=Prefix()), FeedForward(...), RMSNorm())
+    ├── heads      {"language": Language(vocab)}
+    └── init       Init(std=0.02)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+from weft.errors import RecipeError, nearest
+
+# ---------------------------------------------------------------------------------------------------- positions
+
+
+@dataclass(frozen=True)
+class Learned:
+    """A table of vectors, one per place in the document, added to the embeddings (GPT-2, BERT)."""
+
+    length: int
+
+
+@dataclass(frozen=True)
+class Sinusoidal:
+    """Sines and cosines of geometric wavelengths, added to the embeddings (Vaswani et al. 2017, section 3.5)."""
+
+    theta: float = 10_000.0
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Rope made longer: wavelengths over `length / low` are stretched by `factor` (Llama 3.1)."""
+
+    factor: float = 8.0
+    low: float = 1.0
+    high: float = 4.0
+    length: int = 8192
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Rotary positions (Su et al. 2021).
+
+    axes      1: the token's place in its document. 2: row, column. 3: sequence, row, column, so that text keeps the
+              one-dimensional rotation and patches or seconds turn by their own (M-RoPE, Wang et al. 2024)
+    fraction  share of each head's features that is rotated
+    """
+
+    theta: float = 10_000.0
+    axes: int = 1
+    fraction: float = 1.0
+    scaling: Stretch | None = None
+
+
+@dataclass(frozen=True)
+class RelativeBias:
+    """A learned number per head and bucket of distance, added to the attention scores, shared by all layers (T5)."""
+
+    buckets: int = 32
+    distance: int = 128
+
+
+@dataclass(frozen=True)
+class Alibi:
+    """A penalty linear in the distance, with a fixed slope per head (Press et al. 2022)."""
+
+
+# ---------------------------------------------------------------------------------------------------- patterns
+
+
+@dataclass(frozen=True)
+class Full:
+    """Every token sees its whole document."""
+
+
+@dataclass(frozen=True)
+class Causal:
+    """A token sees itself and what came before it."""
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """Causal, but the tokens of one `span` (an image, a sound, a prompt) see each other both ways."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """A token sees `left` tokens back and `right` ahead; the first `globals` of a document see and are seen by all.
+
+    With `right=0` nothing looks ahead, the global tokens neither (Mistral; attention sinks). Longformer: both sides.
+    """
+
+    left: int
+    right: int = 0
+    globals: int = 0
+
+
+# ---------------------------------------------------------------------------------------------------- parts
+
+
+@dataclass(frozen=True)
+class LayerNorm:
+    """Ba et al. 2016."""
+
+    eps: float = 1e-5
+    bias: bool = True
+
+
+@dataclass(frozen=True)
+class RMSNorm:
+    """Zhang & Sennrich 2019. `weight=False`: nothing learned."""
+
+    eps: float = 1e-6
+    weight: bool = True
+
+
+@dataclass(frozen=True)
+class PerModality:
+    """One copy of `part` for text and one for each of `kinds`; every token goes through the copy of its kind."""
+
+    kinds: tuple[str, ...]
+    part: FeedForward | LayerNorm | RMSNorm
+
+
+@dataclass(frozen=True)
+class Attention:
+    """heads x head_dim queries over kv_heads x head_dim keys and values. 0: all heads; dim / heads. scale: E^-1/2."""
+
+    heads: int
+    kv_heads: int = 0
+    head_dim: int = 0
+    bias: bool = False
+    qk_norm: LayerNorm | RMSNorm | None = None
+    position: Rope | RelativeBias | Alibi | None = None
+    pattern: Full | Causal | Prefix | Window = Causal()
+    scale: float | None = None
+
+
+@dataclass(frozen=True)
+class FeedForward:
+    """activation: gelu, gelu_tanh, relu, relu2 (squared), silu. gated: act(gate(x)) * up(x) (Shazeer 2020)."""
+
+    hidden: int
+    activation: str = "gelu"
+    gated: bool = False
+    bias: bool = False
+
+
+@dataclass(frozen=True)
+class StackConfig:
+    """`depth` equal blocks. order "pre": norm before each part and once at the end; "post": norm after each sum.
+
+    cross  attention to a source of width `source` (0: dim), in every `cross_every`-th block
+    """
+
+    dim: int
+    depth: int
+    attention: Attention
+    feedforward: FeedForward | PerModality
+    norm: LayerNorm | RMSNorm | PerModality
+    order: str = "pre"
+    cross: Attention | None = None
+    cross_every: int = 1
+    source: int = 0
+    dropout: float = 0.0
+
+
+# ---------------------------------------------------------------------------------------------------- inputs
+
+
+@dataclass(frozen=True)
+class LinearStem:
+    """(N,F) -> (N,D) by one matrix (ViT's patch projection, unrolled)."""
+
+    features: int
+
+
+@dataclass(frozen=True)
+class MlpStem:
+    """(N,F) -> (N,hidden) -> (N,D) with a GELU between."""
+
+    features: int
+    hidden: int
+
+
+@dataclass(frozen=True)
+class ConvStem:
+    """(N,F) as (N,channels,p,p) through two strided 3x3 convolutions, inside each patch, -> (N,D)."""
+
+    features: int
+    width: int
+    channels: int = 3
+
+
+Stem = LinearStem | MlpStem | ConvStem
+
+
+@dataclass(frozen=True)
+class TextInput:
+    """Ids to vectors: a table, added positions, segments, a norm; continuous items go through the stem of their kind.
+
+    scale  factor on the embeddings, before positions are added
+    """
+
+    vocab: int
+    positions: Learned | Sinusoidal | None = None
+    segments: int = 0
+    norm: LayerNorm | RMSNorm | None = None
+    stems: dict[str, Stem] = field(default_factory=dict)
+    scale: float = 1.0
+
+
+# ---------------------------------------------------------------------------------------------------- topologies
+
+
+@dataclass(frozen=True)
+class TowerConfig:
+    """One stream through one stack. With `stack.cross` it looks across to a source given as vectors."""
+
+    input: TextInput
+    stack: StackConfig
+
+
+@dataclass(frozen=True)
+class EncoderDecoderConfig:
+    """The source through one tower, the target through another that looks across (T5, Whisper; Flamingo's cross).
+
+    shared  both sides use the encoder's token table
+    """
+
+    encoder: TowerConfig
+    decoder: TowerConfig
+    shared: bool = True
+
+
+@dataclass(frozen=True)
+class ItemEncoder:
+    """Continuous items through a stem and a stack of their own, each item by itself, then an MLP to the main width."""
+
+    stem: Stem
+    stack: StackConfig
+    hidden: int
+
+
+@dataclass(frozen=True)
+class EarlyFusionConfig:
+    """Encoded items take the place of their placeholders in one stream (LLaVA)."""
+
+    tower: TowerConfig
+    encoders: dict[str, ItemEncoder]
+
+
+@dataclass(frozen=True)
+class ConcatConfig:
+    """Source, then target, each with its own input, one after the other through one stack (DALL-E, PaliGemma)."""
+
+    source: TextInput
+    target: TextInput
+    stack: StackConfig
+
+
+@dataclass(frozen=True)
+class DualEncoderConfig:
+    """Two towers into one space of `width`; each row pooled at its "first" or "last" token (CLIP)."""
+
+    left: TowerConfig
+    right: TowerConfig
+    width: int
+    left_pool: str = "first"
+    right_pool: str = "last"
+    temperature: float = 0.07
+
+
+Topology = TowerConfig | EncoderDecoderConfig | EarlyFusionConfig | ConcatConfig | DualEncoderConfig
+
+# ---------------------------------------------------------------------------------------------------- heads, model
+
+
+@dataclass(frozen=True)
+class Language:
+    """Hidden to vocabulary. tied: by the input's table. transform: a dense layer and norm before it (BERT).
+
+    scale  factor on the hidden state before the table (T5: dim^-1/2)
+    """
+
+    vocab: int
+    tied: bool = True
+    bias: bool = False
+    transform: LayerNorm | None = None
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Classify:
+    """Pooled hidden to classes. hidden > 0: a tanh layer of that width before it (BERT's pooler)."""
+
+    classes: int
+    hidden: int = 0
+
+
+@dataclass(frozen=True)
+class Init:
+    """How weights start. std 0: fan_in^-1/2. residual: what the last matrix of each residual part is multiplied with,
+    "plain" 1, "scaled" (2 depth)^-1/2 (GPT-2), "zero" 0: every block starts as the identity.
+    """
+
+    std: float = 0.02
+    embedding: float = 0.02
+    residual: str = "scaled"
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """All that `weft.model.build` needs."""
+
+    topology: Topology
+    heads: dict[str, Language | Classify] = field(default_factory=dict)
+    init: Init = Init()
+    family: str = ""  # for people; nothing branches on it
+
+
+# ---------------------------------------------------------------------------------------------------- JSON
+
+TYPES: dict[str, type] = {
+    kind.__name__: kind
+    for kind in (
+        Learned, Sinusoidal, Stretch, Rope, RelativeBias, Alibi, Full, Causal, Prefix, Window, LayerNorm, RMSNorm,
+        PerModality, Attention, FeedForward, StackConfig, LinearStem, MlpStem, ConvStem, TextInput, TowerConfig,
+        EncoderDecoderConfig, ItemEncoder, EarlyFusionConfig, ConcatConfig, DualEncoderConfig, Language, Classify, Init,
+        ModelConfig,
+    )
+}  # fmt: skip
+
+
+def to_tree(value: Any) -> Any:
+    """A config as plain JSON values; every type is tagged by its name."""
+    if dataclasses.is_dataclass(value):
+        fields = {f.name: to_tree(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {"type": type(value).__name__, **fields}
+    if isinstance(value, dict):
+        return {key: to_tree(item) for key, item in value.items()}
+    if isinstance(value, tuple):
+        return [to_tree(item) for item in value]
+    return value
+
+
+def from_tree(tree: Any) -> Any:
+    """The config that `to_tree` wrote. Raises RecipeError for an unknown type or field, naming the nearest one."""
+    if isinstance(tree, list):
+        return tuple(from_tree(item) for item in tree)
+    if not isinstance(tree, dict):
+        return tree
+    if "type" not in tree:
+        return {key: from_tree(item) for key, item in tree.items()}
+    name, fields = tree["type"], {key: from_tree(item) for key, item in tree.items() if key != "type"}
+    if name not in TYPES:
+        raise RecipeError(f"A config of type {name!r} is not known.{nearest(name, TYPES)}")
+    known = [f.name for f in dataclasses.fields(TYPES[name])]
+    for key in fields:
+        if key not in known:
+            raise RecipeError(f"{name} has no field {key!r}.{nearest(key, known)}")
+    return TYPES[name](**fields)

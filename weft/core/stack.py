@@ -1,0 +1,79 @@
+"""Blocks, and stacks of them.
+
+Shape letters:  B rows  T tokens  S source tokens  D width
+
+    pre                                  post
+    x ──┬── norm ── attention ──(+)──    x ──┬── attention ──(+)── norm ──
+        └───────────────────────┘            └────────────────┘
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import Tensor, nn
+
+from weft.core import config as c
+from weft.core.attention import Attention, CrossAttention
+from weft.core.feedforward import PerModality, make_feedforward
+from weft.core.mask import View
+from weft.core.norm import make_norm
+from weft.errors import RecipeError
+
+
+class Block(nn.Module):
+    """Look around, look across, think."""
+
+    def __init__(self, config: c.StackConfig, layer: int) -> None:
+        super().__init__()
+        if config.order not in ("pre", "post"):
+            raise RecipeError(f"A stack's order is 'pre' or 'post', not {config.order!r}.")
+        dim = config.dim
+        self.post = config.order == "post"
+        self.attn, self.attn_norm = Attention(config.attention, dim, layer), block_norm(config)
+        self.crosses = config.cross is not None and layer % config.cross_every == 0
+        if self.crosses:
+            self.cross = CrossAttention(config.cross, dim, config.source or dim, layer)
+            self.cross_norm = block_norm(config)
+        self.ffn, self.ffn_norm = make_feedforward(config.feedforward, dim), block_norm(config)
+        self.drop = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
+
+    def forward(self, x: Tensor, view: View) -> Tensor:  # (B,T,D) -> (B,T,D)
+        x = self.add(x, self.attn, self.attn_norm, view, view)
+        if self.crosses:
+            x = self.add(x, self.cross, self.cross_norm, view, view.across)
+        return self.add(x, self.ffn, self.ffn_norm, view, view)
+
+    def add(self, x: Tensor, part: nn.Module, norm: nn.Module, view: View, seen: View) -> Tensor:
+        if self.post:
+            return norm(x + self.drop(part(x, seen)), view)
+        return x + self.drop(part(norm(x, view), seen))
+
+
+class Stack(nn.Module):
+    """`depth` blocks; a last norm when they are normed before. It owns the table of a relative bias."""
+
+    def __init__(self, config: c.StackConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.blocks = nn.ModuleList(Block(config, i) for i in range(config.depth))
+        self.norm = block_norm(config) if config.order == "pre" else None
+        position = config.attention.position
+        self.bias = (
+            nn.Embedding(position.buckets, config.attention.heads) if isinstance(position, c.RelativeBias) else None
+        )
+
+    def forward(self, x: Tensor, view: View) -> Tensor:  # (B,T,D) -> (B,T,D)
+        if self.bias is not None:
+            bias = self.bias(view.buckets).permute(0, 3, 1, 2).to(x.dtype)  # (1|B,T,S) -> (1|B,H,T,S)
+            view = replace(view, mask=bias if view.mask is None else bias + view.mask)
+        for block in self.blocks:
+            x = block(x, view)
+        return x if self.norm is None else self.norm(x, view)
+
+
+def block_norm(config: c.StackConfig) -> nn.Module:
+    """A norm of the stack's kind and width."""
+    if isinstance(config.norm, c.PerModality):
+        return PerModality(config.norm, config.dim)
+    return make_norm(config.norm, config.dim)

@@ -1,0 +1,260 @@
+"""How streams meet. Each topology turns tokens into hidden states over the same stack.
+
+Shape letters:  B rows  T tokens  S source tokens  D width
+
+    Tower            tokens ── input ── stack ── hidden
+    EncoderDecoder   source ── tower ── memory ══ cross ══╗
+                     tokens ───────────────────── tower ──╨── hidden
+    EarlyFusion      items ── stem ── stack ── MLP ─┐
+                     tokens ── input ── put in place ┴── stack ── hidden
+    Concat           [source ; tokens] ── stack ── hidden of the tokens
+    DualEncoder      left ── tower ── pool ── project ── unit vector · unit vector ── project ── pool ── tower ── right
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from weft.core import config as c
+from weft.core.attention import head_width
+from weft.core.cache import Cache, Cross, join
+from weft.core.embed import Input, compute_dtype, make_stem, put
+from weft.core.mask import View, across, look, looks_ahead
+from weft.core.record import Recorder
+from weft.core.stack import Stack
+from weft.core.view import Layout, Media, Tokens
+from weft.errors import WeftError
+
+
+@dataclass
+class Encoded:
+    """A source once encoded: what a decoder looks across to, and its keys and values once they are made."""
+
+    memory: Tensor  # (B,S,D)
+    layout: Layout
+    cache: Cross | None = field(default=None)
+
+    def select(self, rows: Tensor) -> Encoded:
+        """These rows, in this order."""
+        kept = Encoded(self.memory[rows], self.layout.map(lambda t: t if t.shape[0] == 1 else t[rows]))
+        if self.cache is not None:
+            kept.cache = Cross()
+            kept.cache.layers = {i: (k[rows], v[rows]) for i, (k, v) in self.cache.layers.items()}
+        return kept
+
+
+class Tower(nn.Module):
+    """One stream through one stack."""
+
+    def __init__(self, config: c.TowerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.input = Input(config.input, config.stack.dim)
+        self.stack = Stack(config.stack)
+
+    def forward(
+        self, tokens: Tokens, source: Encoded | None = None, cache: Cache | None = None, record: Recorder | None = None
+    ) -> Tensor:
+        """(B,T,D) of `tokens`; they follow what the cache holds."""
+        layout = Layout.of(tokens, *((None, 0) if cache is None else (cache.layout, cache.seen)))
+        return self.run(self.input(tokens, layout), tokens, layout, source, cache, record)
+
+    def run(
+        self,
+        x: Tensor,
+        tokens: Tokens,
+        layout: Layout,
+        source: Encoded | None = None,
+        cache: Cache | None = None,
+        record: Recorder | None = None,
+    ) -> Tensor:
+        """(B,T,D) -> (B,T,D): the stack upon embedded tokens."""
+        view = sight(self.config.stack, x, layout, cache, record)
+        view.kinds = kinds(self.config.stack, tokens)
+        if self.config.stack.cross is not None:
+            if source is None:
+                raise WeftError("This model looks across to a source, but none was given.")
+            view.across = across(self.config.stack.cross, layout, source.layout, source.memory, dtype=x.dtype)
+            view.across.cache, view.across.record = source.cache, record
+        return self.stack(x, view)
+
+
+def sight(
+    config: c.StackConfig, x: Tensor, layout: Layout, cache: Cache | None = None, record: Recorder | None = None
+) -> View:
+    """The view of a stack upon its own stream, and upon the cached tokens before it."""
+    keys = layout
+    if cache is not None:
+        if looks_ahead(config.attention.pattern):
+            raise WeftError(
+                f"{type(config.attention.pattern).__name__} attention looks ahead: it cannot be continued from a cache."
+            )
+        keys = cache.arrive(layout)
+    width = head_width(config.attention, config.dim)
+    fresh = cache is None or len(keys) == len(layout)
+    view = look(config.attention, layout, keys, width=width, dtype=x.dtype, fresh=fresh)
+    view.cache, view.record = cache, record
+    return view
+
+
+def kinds(config: c.StackConfig, tokens: Tokens) -> tuple[Tensor, ...]:
+    """Per kind, text first: the places of its tokens in (B*T). Empty when the stack treats all kinds alike."""
+    named = next((p.kinds for p in (config.feedforward, config.norm) if isinstance(p, c.PerModality)), ())
+    present = {m.kind: m.at for m in tokens.media}
+    if not named or not present:
+        return ()
+    device = tokens.ids.device
+    none = torch.empty(0, dtype=torch.long, device=device)
+    text = torch.ones(tokens.ids.numel(), dtype=torch.bool, device=device)
+    for kind in named:
+        text[present.get(kind, none)] = False
+    return (text.nonzero()[:, 0], *(present.get(kind, none) for kind in named))
+
+
+class EncoderDecoder(nn.Module):
+    """Sutskever et al. 2014 in the form of Vaswani et al. 2017."""
+
+    def __init__(self, config: c.EncoderDecoderConfig) -> None:
+        super().__init__()
+        self.encoder, self.decoder = Tower(config.encoder), Tower(config.decoder)
+        if config.shared:
+            self.decoder.input.table = self.encoder.input.table
+
+    def encode(self, source: Tokens, record: Recorder | None = None, keep: bool = True) -> Encoded:
+        layout = Layout.of(source)
+        x = self.encoder.run(self.encoder.input(source, layout), source, layout, record=within(record, "encoder"))
+        return Encoded(x, layout, Cross() if keep else None)
+
+    def forward(
+        self, tokens: Tokens, source: Encoded | None = None, cache: Cache | None = None, record: Recorder | None = None
+    ) -> Tensor:
+        return self.decoder(tokens, source, cache, within(record, "decoder"))
+
+
+class Encoder(nn.Module):
+    """Items of one kind, each by itself, to the width of the main stream."""
+
+    def __init__(self, config: c.ItemEncoder, dim: int) -> None:
+        super().__init__()
+        self.config, inner = config, config.stack.dim
+        self.stem, self.stack = make_stem(config.stem, inner), Stack(config.stack)
+        self.project = nn.Sequential(nn.Linear(inner, config.hidden), nn.GELU(), nn.Linear(config.hidden, dim))
+
+    def forward(self, media: Media, tokens: Tokens, record: Recorder | None = None) -> Tensor:  # (N,F) -> (N,D)
+        rows, length = tokens.ids.shape
+        if tokens.span is None:
+            raise WeftError("Media need `span` numbers, so that each item is encoded by itself.")
+        row = media.at // length
+        place = torch.arange(len(row), device=row.device) - torch.searchsorted(row, row)  # within its row
+        size = int(place.max()) + 1 if len(place) else 0
+
+        def spread(values: Tensor) -> Tensor:  # (N,...) -> (B,size,...), 0 elsewhere
+            return values.new_zeros(rows * size, *values.shape[1:]).index_copy(0, row * size + place, values).unflatten(
+                0, (rows, size)
+            )
+
+        embedded = spread(self.stem(media.values.to(compute_dtype(self.project[0].weight))))  # (B,size,D')
+        positions = None if tokens.positions is None else spread(tokens.positions.flatten(0, 1)[media.at])
+        span = spread(tokens.span.flatten()[media.at])
+        stream = Tokens(torch.zeros_like(span, dtype=torch.long), document=span, positions=positions)
+        view = sight(self.config.stack, embedded, Layout.of(stream), record=record)
+        return self.project(self.stack(embedded, view).flatten(0, 1)[row * size + place])
+
+
+class EarlyFusion(nn.Module):
+    """Liu et al. 2023: encoded items take the place of their placeholders."""
+
+    def __init__(self, config: c.EarlyFusionConfig) -> None:
+        super().__init__()
+        self.tower = Tower(config.tower)
+        self.encoders = nn.ModuleDict({k: Encoder(e, config.tower.stack.dim) for k, e in config.encoders.items()})
+
+    def forward(
+        self, tokens: Tokens, source: Encoded | None = None, cache: Cache | None = None, record: Recorder | None = None
+    ) -> Tensor:
+        layout = Layout.of(tokens, *((None, 0) if cache is None else (cache.layout, cache.seen)))
+        encoded = [m for m in tokens.media if m.kind in self.encoders]
+        x = self.tower.input(replace(tokens, media=tuple(m for m in tokens.media if m not in encoded)), layout)
+        for media in encoded:
+            x = put(x, media, self.encoders[media.kind](media, tokens, within(record, media.kind)))
+        return self.tower.run(x, tokens, layout, source, cache, within(record, ""))
+
+
+class Concat(nn.Module):
+    """Ramesh et al. 2021; Beyer et al. 2024: the source stands before the target in one stream."""
+
+    def __init__(self, config: c.ConcatConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.source, self.target = Input(config.source, config.stack.dim), Input(config.target, config.stack.dim)
+        self.stack = Stack(config.stack)
+
+    def forward(
+        self, tokens: Tokens, source: Tokens | None = None, cache: Cache | None = None, record: Recorder | None = None
+    ) -> Tensor:
+        """(B,T,D) of the target. With a cache the source is given once, with the first tokens."""
+        past, seen = (None, 0) if cache is None else (cache.layout, cache.seen)
+        if source is None:
+            if past is None:
+                raise WeftError("A concatenated model needs a source before the first target token.")
+            layout = Layout.of(tokens, past, seen)
+            return self.stack(x := self.target(tokens, layout), sight(self.config.stack, x, layout, cache, record))
+        before = Layout.of(replace(source, span=torch.ones_like(source.ids) if source.span is None else source.span))
+        after = Layout.of(tokens, before, len(before))
+        x = torch.cat((self.source(source, before), self.target(tokens, after)), 1)  # (B,S,D), (B,T,D) -> (B,S+T,D)
+        return self.stack(x, sight(self.config.stack, x, join(before, after), cache, record))[:, len(before) :]
+
+
+class DualEncoder(nn.Module):
+    """Radford et al. 2021: both sides into one space, as unit vectors."""
+
+    def __init__(self, config: c.DualEncoderConfig) -> None:
+        super().__init__()
+        self.left, self.right = Tower(config.left), Tower(config.right)
+        self.left_project = nn.Linear(config.left.stack.dim, config.width, bias=False)
+        self.right_project = nn.Linear(config.right.stack.dim, config.width, bias=False)
+        self.pools = {"left": config.left_pool, "right": config.right_pool}
+        self.temperature = nn.Parameter(torch.tensor(1.0 / config.temperature).log())  # log of the scores' factor
+
+    def embed(self, tokens: Tokens, side: str = "left", record: Recorder | None = None) -> Tensor:
+        """(B,E) unit vectors, one for each row."""
+        if side not in self.pools:
+            raise WeftError(f"The sides of a dual encoder are 'left' and 'right', not {side!r}.")
+        hidden = getattr(self, side)(tokens, record=within(record, side))  # (B,T,D)
+        return F.normalize(getattr(self, side + "_project")(pool(hidden, tokens, self.pools[side])).float(), dim=-1)
+
+    def forward(
+        self, tokens: Tokens, source: Encoded | None = None, cache: Cache | None = None, record: Recorder | None = None
+    ) -> Tensor:
+        return self.left(tokens, None, cache, within(record, "left"))
+
+
+def pool(hidden: Tensor, tokens: Tokens, where: str) -> Tensor:
+    """(B,T,D) -> (B,D): the first or last real token of each row, or the mean of them."""
+    if where == "mean":
+        real = torch.ones_like(tokens.ids) if tokens.document is None else (tokens.document > 0)
+        real = real[..., None].to(hidden.dtype)
+        return (hidden * real).sum(1) / real.sum(1).clamp(min=1)
+    length = hidden.shape[1]
+    if tokens.document is None:
+        return hidden[:, 0 if where == "first" else length - 1]
+    real = (tokens.document > 0).int()
+    at = real.argmax(1) if where == "first" else length - 1 - real.flip(1).argmax(1)
+    return hidden[torch.arange(len(at), device=at.device), at]
+
+
+def within(record: Recorder | None, stack: str) -> Recorder | None:
+    return None if record is None else record.within(stack)
+
+
+MODULES = {
+    c.TowerConfig: Tower,
+    c.EncoderDecoderConfig: EncoderDecoder,
+    c.EarlyFusionConfig: EarlyFusion,
+    c.ConcatConfig: Concat,
+    c.DualEncoderConfig: DualEncoder,
+}
