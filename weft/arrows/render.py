@@ -1,0 +1,409 @@
+"""The renderer: a record and an arrow -> a Sample, and a model's ids -> a value. The only place that knows both sides.
+
+Shape letters:  L ids of one span  N media tokens  V the vocabulary
+
+    image, question -> answer      [image] ▒▒▒▒▒▒▒▒ [question] what colour is it? [answer] blue end
+                                    input markers and contents, no loss            output   trained
+
+    column type   as input                         as output (trained)
+    text          its ids                          its ids, end
+    label         the one id of its value          the one id of its value
+    image         patches (N,F)                    codes, always the same number of them
+    audio         stacked mel frames (N,F)         codes, end
+
+It is saved inside the run (`renderer.json`, `tokenizer.json`, `codecs/`), so that training, evaluation and serving cannot
+differ. Everything it makes is kept up to a budget of bytes: from the second epoch on, rendering is putting spans in a row.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from weft.arrows import types
+from weft.arrows.grammar import Arrow, parse
+from weft.arrows.media import Cache, Reader, identify
+from weft.arrows.sample import Sample, Span
+from weft.arrows.types import ColumnType, Label, as_text, blank
+from weft.arrows.vocabulary import Vocabulary
+from weft.errors import ArrowError, DataError, RunError, nearest
+from weft.modalities.text import TextCodec
+from weft.recipe import AudioRecipe, ImageRecipe, Recipe
+
+BUDGET = 512 << 20  # bytes of media features that are kept
+TEXTS = 96 << 20  # bytes of text spans that are kept
+CHUNK = 256  # items that a codec encodes at once
+
+Make = Callable[[Any, int | None], Span]
+
+
+class Legal(NamedTuple):
+    """What may be generated for a column: mask (V,) bool, exact number of ids or None, the id that ends it or None."""
+
+    mask: np.ndarray
+    count: int | None
+    end: int | None
+
+
+class Part(NamedTuple):
+    """One column of an arrow: its marker span, what makes its content span, what measures it, whether it is produced."""
+
+    column: str
+    marker: Span
+    make: Make
+    measure: Callable[[Any], int]
+    produced: bool
+
+
+class Renderer:
+    """Renders records under the run's arrows.
+
+    recipe      its `image` and `audio` say how media become tokens
+    columns     column -> type, for every column that an arrow names
+    codecs      "image" and "audio" -> a codec, for the kinds that some arrow produces
+    budget      bytes of media features to keep in memory
+    """
+
+    def __init__(
+        self, recipe: Recipe, columns: Mapping[str, ColumnType], arrows: Sequence[Arrow], vocabulary: Vocabulary,
+        text: TextCodec | None = None, codecs: Mapping[str, Any] | None = None, *, budget: int = BUDGET,
+    ) -> None:  # fmt: skip
+        self.image, self.audio = recipe.image, recipe.audio
+        self.columns, self.arrows, self.vocabulary = dict(columns), list(arrows), vocabulary
+        self.text, self.codecs = text, dict(codecs or {})
+        self.reader = Reader(self.image, self.audio, budget)
+        self._codes = Cache(budget)
+        self._texts = Cache(TEXTS)
+        self._labels = {
+            name: {value: index for index, value in enumerate(kind.values)}
+            for name, kind in self.columns.items() if isinstance(kind, Label)
+        }  # fmt: skip
+        self._check()
+        self._parts = [self._plan(arrow) for arrow in self.arrows]
+
+    def _check(self) -> None:
+        """That the pieces belong together."""
+        for arrow in self.arrows:
+            for name in arrow.columns:
+                if name not in self.columns:
+                    raise ArrowError(f"the arrow '{arrow}' names a column {name!r} without a type.{nearest(name, self.columns)}")
+        sizes = {"text": self.text.size if self.text else 0}
+        sizes |= {f"label:{name}": len(values) for name, values in self._labels.items()}
+        sizes |= {f"codes:{kind}": codec.size for kind, codec in self.codecs.items()}
+        for name, size in sizes.items():
+            if size != len(self.vocabulary.blocks.get(name, ())):
+                have = len(self.vocabulary.blocks.get(name, ()))
+                raise DataError(f"the vocabulary has {have} ids for {name}, and there are {size}: they are not of one run")
+
+    # ------------------------------------------------------------------------------------------------ arrows -> parts
+
+    def _plan(self, arrow: Arrow) -> tuple[Part, ...]:
+        produced = arrow.kind != "align"
+        parts = [self._given(column.name, "input") for column in arrow.inputs]
+        parts += [self._produced(c.name) if produced else self._given(c.name, "output") for c in arrow.outputs]
+        return tuple(parts)
+
+    def _marker(self, column: str, role: str) -> Span:
+        ids = np.array([self.vocabulary.marker(column)], np.int64)
+        return Span("ids", ids, advance=1.0, role=role, column=column, key=("marker", column) if role == "input" else None)
+
+    def _given(self, column: str, role: str) -> Part:
+        """A column that the model is shown."""
+        kind = self.columns[column].name
+        if kind in ("image", "audio"):
+            make: Make = lambda value, rng: self._media(column, kind, role, value, rng)
+            measure = lambda value: self.reader.count(kind, *identify(value))
+        else:
+            make = lambda value, rng: self._words(column, role, False, value)
+            measure = lambda value: len(self._words(column, role, False, value))
+        return Part(column, self._marker(column, role), make, measure, False)
+
+    def _produced(self, column: str) -> Part:
+        """A column that the model is to write."""
+        kind = self.columns[column].name
+        if kind in ("image", "audio"):
+            make: Make = lambda value, rng: self._coded(column, kind, value)
+            measure = lambda value: self._code_count(kind, value)
+        else:
+            make = lambda value, rng: self._words(column, "output", True, value)
+            measure = lambda value: len(self._words(column, "output", True, value))
+        return Part(column, self._marker(column, "output"), make, measure, True)
+
+    # ------------------------------------------------------------------------------------------------ rendering
+
+    def render(
+        self, record: Mapping[str, Any], arrow_index: int, *, row: int = -1, output: bool = True, rng: int | None = None
+    ) -> Sample:
+        """One record under one arrow.
+
+        row     number of the table's row, for errors and for the sample
+        output  False: stop behind the marker of the produced column (what a model is asked to go on from)
+        rng     seed of the augmentation (one per epoch); None: none. Pictures given as input are then moved by up to
+                `image.augment` of their size, all samples of one picture by the same.
+        Raises DataError, naming row, column and file, for a missing value, media that cannot be decoded or an unknown label.
+        """
+        spans = []
+        kind = self.arrows[arrow_index].kind
+        for column, marker, make, _, produced in self._parts[arrow_index]:
+            spans.append(marker)
+            if produced and not output and kind != "fill":
+                break
+            value = record.get(column)
+            try:
+                spans.append(make(value, rng))
+            except DataError as error:
+                raise self._located(error, row, column, value) from error
+        return Sample(row, arrow_index, tuple(spans))
+
+    def prompt(self, record: Mapping[str, Any], arrow_index: int, *, row: int = -1) -> Sample:
+        """What a model goes on from: everything but the content of the produced column."""
+        return self.render(record, arrow_index, row=row, output=False)
+
+    def length(self, record: Mapping[str, Any], arrow_index: int, *, row: int = -1) -> int:
+        """`len(render(record, arrow_index))`, without decoding media: from sizes and durations in their headers."""
+        total = 0
+        for column, _, _, measure, _ in self._parts[arrow_index]:
+            value = record.get(column)
+            try:
+                if blank(value):
+                    raise DataError("there is no value")
+                total += 1 + measure(value)
+            except DataError as error:
+                raise self._located(error, row, column, value) from error
+        return total
+
+    def covers(self, record: Mapping[str, Any], arrow_index: int) -> bool:
+        """Whether the record has a value in every column of the arrow. One table carries several tasks by blank cells."""
+        return not any(blank(record.get(column)) for column in self.arrows[arrow_index].columns)
+
+    def index(self, arrow: Arrow | str) -> int:
+        """The number of an arrow of this run, by its task. Raises ArrowError for another one."""
+        task = (parse(arrow) if isinstance(arrow, str) else arrow).task
+        tasks = [known.task for known in self.arrows]
+        if task not in tasks:
+            raise ArrowError(f"this run has no arrow '{task}'. It has: {'; '.join(tasks)}.")
+        return tasks.index(task)
+
+    def _located(self, error: DataError, row: int, column: str, value: Any) -> DataError:
+        where = f"row {row}, column {column!r}" if row >= 0 else f"column {column!r}"
+        name = value if isinstance(value, str | Path) and self.columns[column].name in ("image", "audio") else None
+        file = f", {name}" if name is not None and str(name) not in str(error) else ""
+        return DataError(f"{where}{file}: {error}")
+
+    # ------------------------------------------------------------------------------------------------ spans
+
+    def _words(self, column: str, role: str, trained: bool, value: Any) -> Span:
+        """A text or a label as ids; produced texts end with `end`."""
+        known = self._texts.get((column, role, trained, value)) if type(value) is str else None
+        if known is not None:
+            return known
+        if blank(value):
+            raise DataError("there is no value")
+        words = as_text(value, column)
+        if column in self._labels:
+            ids = np.array([self._label(column, words)], np.int64)
+        else:
+            ids = self._encode(words)
+            ids = np.append(ids, self.vocabulary.end) if trained else ids
+        span = Span(
+            "ids", ids, advance=float(len(ids)), role=role, loss=trained, column=column,
+            key=("text", words) if role == "input" else None,
+        )  # fmt: skip
+        return self._texts.keep((column, role, trained, words), span, ids.nbytes + 2 * len(words) + 400)
+
+    def _encode(self, words: str) -> np.ndarray:
+        """Plain text -> ids of the text block, whatever the text looks like."""
+        if self.text is None:
+            raise DataError("this run has no text codec, since none of its columns was text")
+        return self.text.encode(words) + self.vocabulary.block("text").start
+
+    def _label(self, column: str, value: str) -> int:
+        known = self._labels[column]
+        if value not in known:
+            raise DataError(f"{value!r} is no known label.{nearest(value, known)}")
+        return self.vocabulary.block(f"label:{column}")[known[value]]
+
+    def _media(self, column: str, kind: str, role: str, value: Any, rng: int | None) -> Span:
+        """An image or a sound as the model is shown it."""
+        if blank(value):
+            raise DataError("there is no value")
+        source, key = identify(value)
+        if rng is not None and kind == "image" and self.image.augment > 0:
+            features, move = self.reader.read_shifted(source, key, rng)
+            name: tuple = (kind, key, *move)
+        else:
+            if kind == "audio":
+                self.reader.frames(source, key)
+            features, name = self.reader.read(kind, source, key), (kind, key)
+        return Span(kind, None, *features, role, False, column, name if role == "input" else None)
+
+    def _coded(self, column: str, kind: str, value: Any) -> Span:
+        """An image or a sound as the codes that the model is to write."""
+        if blank(value):
+            raise DataError("there is no value")
+        source, key = identify(value)
+        span = self._codes.get((column, key))
+        if span is None:
+            codes = self._codec(kind).encode([self._raw(kind, source, key)])[0]
+            span = self._keep_codes(column, kind, key, codes)
+        return span
+
+    def _keep_codes(self, column: str, kind: str, key: str, codes: np.ndarray) -> Span:
+        ids = codes + self.vocabulary.block(f"codes:{kind}").start
+        ids = np.append(ids, self.vocabulary.end) if kind == "audio" else ids
+        span = Span("ids", ids.astype(np.int64), advance=float(len(ids)), role="output", loss=True, column=column)
+        return self._codes.keep((column, key), span, ids.nbytes + 500)
+
+    def _raw(self, kind: str, source: Any, key: str) -> np.ndarray:
+        return self.reader.pixels(source) if kind == "image" else self.reader.mel(source, key)
+
+    def _codec(self, kind: str) -> Any:
+        if kind not in self.codecs:
+            raise DataError(f"this run has no {kind} codec, since none of its arrows produced {kind}")
+        return self.codecs[kind]
+
+    def _code_count(self, kind: str, value: Any) -> int:
+        if kind == "image":
+            return self.image.codes
+        return -(-self.reader.frames(*identify(value)) // self.audio.hop) + 1
+
+    def precode(self, column: str, values: Iterable[Any]) -> list[tuple[Any, DataError]]:
+        """Encode the media of a produced column ahead, many at once: far quicker than one by one while rendering.
+
+        Returns the cells that could not be decoded, with the reason; rendering their rows raises it again.
+        """
+        kind = self.columns[column].name
+        codec, failed = self._codec(kind), []
+        todo: dict[str, Any] = {}
+        for value in values:
+            if not blank(value):
+                source, key = identify(value)
+                if (column, key) not in self._codes:
+                    todo.setdefault(key, source)
+        keys = list(todo)
+        for start in range(0, len(keys), CHUNK):
+            raw: dict[str, np.ndarray] = {}
+            for key in keys[start : start + CHUNK]:
+                try:
+                    raw[key] = self._raw(kind, todo[key], key)
+                except DataError as error:
+                    failed.append((todo[key], error))
+            for key, codes in zip(raw, codec.encode(list(raw.values())) if raw else [], strict=True):
+                self._keep_codes(column, kind, key, codes)
+        return failed
+
+    # ------------------------------------------------------------------------------------------------ ids -> values
+
+    def legal(self, column: str) -> Legal:
+        """Which ids may be generated for a column, how many, and what ends them."""
+        name, kind = self._block(column), self.columns[column].name
+        mask = np.zeros(self.vocabulary.size, bool)
+        ids = self.vocabulary.block(name)
+        mask[ids.start : ids.stop] = True
+        if kind == "label":
+            return Legal(mask, 1, None)
+        if kind == "image":
+            return Legal(mask, self.image.codes, None)
+        mask[self.vocabulary.end] = True
+        return Legal(mask, None, self.vocabulary.end)
+
+    def _block(self, column: str) -> str:
+        if column not in self.columns:
+            raise ArrowError(f"this run has no column {column!r}.{nearest(column, self.columns)}")
+        kind = self.columns[column].name
+        return {"text": "text", "label": f"label:{column}"}.get(kind, f"codes:{kind}")
+
+    def value(self, column: str, ids: Sequence[int] | np.ndarray) -> Any:
+        """Generated ids -> str (text, label), (S,S,3) uint8 (image) or (S,) float32 at 16 kHz (audio). See `values`."""
+        return self.values(column, [ids])[0]
+
+    def values(self, column: str, many: Sequence[Sequence[int] | np.ndarray]) -> list[Any]:
+        """As `value` for many at once. What stands behind an `end` is left out.
+
+        Raises DataError for an id that is not legal for the column, or a wrong number of image codes.
+        """
+        block = self.vocabulary.block(self._block(column))
+        rows = [self._inside(column, block, np.asarray(ids, np.int64)) for ids in many]
+        kind = self.columns[column]
+        if isinstance(kind, Label):
+            for row in rows:
+                if len(row) != 1:
+                    raise DataError(f"column {column!r}: {len(row)} ids came; a label is one")
+            return [kind.values[row[0]] for row in rows]
+        if kind.name == "text":
+            return [self.text.decode(row) for row in rows]  # type: ignore[union-attr]
+        if kind.name == "image":
+            return self._codec("image").decode(rows)
+        from weft.modalities.audio import to_waves
+
+        spoken = [index for index, row in enumerate(rows) if len(row)]
+        waves: list[np.ndarray] = [np.zeros(0, np.float32)] * len(rows)
+        for index, wave in zip(spoken, to_waves(self._codec("audio").decode([rows[i] for i in spoken])), strict=True):
+            waves[index] = wave
+        return waves
+
+    def _inside(self, column: str, block: range, ids: np.ndarray) -> np.ndarray:
+        """(L,) ids -> numbers within the block, up to the first `end`."""
+        ends = np.flatnonzero(ids == self.vocabulary.end)
+        ids = ids[: ends[0]] if len(ends) else ids
+        strange = ids[(ids < block.start) | (ids >= block.stop)]
+        if len(strange):
+            raise DataError(f"column {column!r}: id {strange[0]} is not one of its own, {block.start} to {block.stop - 1}")
+        return ids - block.start
+
+    # ------------------------------------------------------------------------------------------------ files
+
+    def to_tree(self) -> dict[str, Any]:
+        """Everything but tokenizer and codecs, as plain JSON values."""
+        return {
+            "image": asdict(self.image),
+            "audio": asdict(self.audio),
+            "columns": {name: types.to_tree(kind) for name, kind in self.columns.items()},
+            "arrows": [str(arrow) for arrow in self.arrows],
+            "vocabulary": self.vocabulary.to_tree(),
+            "text": self.text is not None,
+            "codecs": sorted(self.codecs),
+        }
+
+    def save(self, folder: str | Path) -> None:
+        """Write `renderer.json`, `tokenizer.json` and `codecs/` into `folder`."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        if self.text is not None:
+            self.text.save(folder / "tokenizer.json")
+        for kind, codec in self.codecs.items():
+            codec.save(folder / "codecs" / kind)
+        told = json.dumps(self.to_tree(), indent=1, ensure_ascii=False)
+        (folder / "renderer.json").write_text(told + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: str | Path, *, budget: int = BUDGET) -> Renderer:
+        """Read what `save` wrote. Raises RunError for what is missing or damaged."""
+        folder = Path(folder)
+        path = folder / "renderer.json"
+        if not path.is_file():
+            raise RunError(f"{path}: there is no such file; a run directory has one once it is prepared")
+        try:
+            tree = json.loads(path.read_text(encoding="utf-8"))
+            recipe = replace(Recipe(), image=ImageRecipe(**tree["image"]), audio=AudioRecipe(**tree["audio"]))
+            columns = {name: types.from_tree(kind) for name, kind in tree["columns"].items()}
+            arrows = [parse(text) for text in tree["arrows"]]
+            vocabulary, has_text, kinds = Vocabulary.from_tree(tree["vocabulary"]), tree["text"], tree["codecs"]
+        except (ValueError, KeyError, TypeError, AttributeError, ArrowError) as error:
+            raise RunError(f"{path}: not a readable renderer ({error!r}); restore the file or train again") from error
+        text = TextCodec.load(folder / "tokenizer.json") if has_text else None
+        return cls(recipe, columns, arrows, vocabulary, text, _load_codecs(folder / "codecs", kinds), budget=budget)
+
+
+def _load_codecs(folder: Path, kinds: Sequence[str]) -> dict[str, Any]:
+    if not kinds:
+        return {}
+    from weft.modalities.codes import AudioCodec, ImageCodec
+
+    makers = {"image": ImageCodec, "audio": AudioCodec}
+    return {kind: makers[kind].load(folder / kind) for kind in kinds}

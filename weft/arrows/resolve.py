@@ -1,0 +1,117 @@
+"""An arrow and a kind of model -> exactly one objective, one head, one decoder, one metric.
+
+    kind of model     -> text, a -> b          ~text            a -> b:label      a <-> b
+    decoder           next                     –                next              –
+    encoder           –                        masked           classify          –
+    encoder-decoder   seq2seq (with inputs)    seq2seq (spans)  seq2seq           –
+    dual              –                        –                –                 contrastive
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+from weft.arrows.grammar import Arrow
+from weft.arrows.types import ColumnType, Label
+from weft.errors import ArrowError, nearest
+
+KINDS = {  # kind of model -> families of it, for messages
+    "decoder": "weft, gpt, llama",
+    "encoder": "bert, vit",
+    "encoder-decoder": "t5",
+    "dual": "clip",
+}
+
+
+@dataclass(frozen=True)
+class Resolution:
+    """What an arrow turns into.
+
+    objective  "next", "masked", "seq2seq", "classify" or "contrastive"
+    head       "language", "label:<column>" (a classification head) or "" (none)
+    decoder    how its output is produced, in words
+    metric     what it is measured by unless told otherwise
+    """
+
+    objective: str
+    head: str
+    decoder: str
+    metric: str
+    arrow: str = ""
+
+
+def resolve(arrow: Arrow, types: Mapping[str, ColumnType], kind: str) -> Resolution:
+    """The one meaning of `arrow` for a model of this kind (`Family.kind`).
+
+    Raises ArrowError if there is none: why not, and which families would do.
+    """
+    if kind not in KINDS:
+        raise ArrowError(f"{kind!r} is no kind of model.{nearest(kind, KINDS)}")
+    output = types[arrow.output]
+    if arrow.kind == "fill" and output.name != "text":
+        raise ArrowError(f"'{arrow}': only text can be filled in, and column {arrow.output!r} is {output.name}")
+    objective = _objective(arrow, output, kind)
+    head = {"classify": f"label:{arrow.output}", "contrastive": ""}.get(objective, "language")
+    return Resolution(objective, head, _decoder(arrow, output, objective), _metric(arrow, types), str(arrow))
+
+
+def _objective(arrow: Arrow, output: ColumnType, kind: str) -> str:
+    label = isinstance(output, Label) and arrow.kind == "produce"
+    found = {
+        ("decoder", "produce"): "next",
+        ("decoder", "model"): "next",
+        ("encoder", "fill"): "masked",
+        ("encoder-decoder", "produce"): "seq2seq",
+        ("encoder-decoder", "fill"): "seq2seq",
+        ("dual", "align"): "contrastive",
+    }.get((kind, arrow.kind), "classify" if kind == "encoder" and label else "")
+    if not found:
+        raise ArrowError(f"'{arrow}' {_why(arrow, output, kind)}")
+    return found
+
+
+def _why(arrow: Arrow, output: ColumnType, kind: str) -> str:
+    """Why a kind of model cannot, and what could."""
+    article = "an" if kind[0] in "aeiou" else "a"
+    families = lambda *kinds: " or ".join(f"{name} ({KINDS[name]})" for name in kinds)
+    if arrow.kind == "align":
+        return f"brings two sides close, which {article} {kind} has not. Take a family that is {families('dual')}"
+    if arrow.kind == "fill":
+        return f"hides tokens, which {article} {kind} cannot fill in. Take a family that is {families('encoder', 'encoder-decoder')}"
+    if arrow.kind == "model":
+        return f"models a column from its beginning, which {article} {kind} cannot. Take a family that is {families('decoder')}, or write '~{arrow.output}'"
+    if kind == "encoder":
+        say = f", or '{arrow.output}:label' if it has few values" if output.name == "text" else ""
+        return f"writes {output.name}, and an encoder writes labels only. Take a family that is {families('decoder', 'encoder-decoder')}{say}"
+    return f"produces a column, which {article} {kind} cannot. Take a family that is {families('decoder', 'encoder-decoder')}"
+
+
+def _decoder(arrow: Arrow, output: ColumnType, objective: str) -> str:
+    if objective == "contrastive":
+        return "nearest"
+    if objective == "masked":
+        return "likeliest token at each hidden place"
+    if arrow.kind == "fill":
+        return "hidden spans, until end"
+    if isinstance(output, Label):
+        return f"one of {len(output.values)} labels"
+    return {"text": "text, until end", "image": "image codes", "audio": "audio codes, until end"}[output.name]
+
+
+def _metric(arrow: Arrow, types: Mapping[str, ColumnType]) -> str:
+    if arrow.kind == "align":
+        return "recall@1"
+    if arrow.kind == "fill":
+        return "accuracy"  # of the hidden tokens
+    output = types[arrow.output].name
+    if arrow.kind == "model":
+        return "bits per byte" if output == "text" else "bits per token"
+    heard = all(types[column.name].name == "audio" for column in arrow.inputs)
+    return {"label": "accuracy", "text": "word error" if heard else "exact match", "image": "judge", "audio": "judge"}[output]
+
+
+def describe(resolutions: Sequence[Resolution]) -> list[dict[str, str]]:
+    """Rows of the table that `weft plan` prints: arrow, objective, head, decoder, metric; "–" where there is none."""
+    order = ("arrow", "objective", "head", "decoder", "metric")
+    return [{name: asdict(resolution)[name] or "–" for name in order} for resolution in resolutions]
