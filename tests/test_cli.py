@@ -154,8 +154,9 @@ def test_inputs_are_the_arrows_own() -> None:
 # ------------------------------------------------------------------------------------------------ commands
 
 
-def test_train_hands_on_what_was_said(fake: Callable) -> None:
-    calls = fake("train", SimpleNamespace(path=Path("runs/mine")))
+def test_train_hands_on_what_was_said(fake: Callable, tmp_path: Path) -> None:
+    calls = fake("train", SimpleNamespace(path=tmp_path))
+    (tmp_path / "card.md").write_text("done")
     found = run(
         "train", "t.csv", VQA, "-> question", "train.lr=0.1", "--out", "runs/mine", "--minutes", "3", "--seed", "7"
     )
@@ -165,7 +166,14 @@ def test_train_hands_on_what_was_said(fake: Callable) -> None:
     assert kwargs["out"] == Path("runs/mine")
     assert (kwargs["minutes"], kwargs["steps"], kwargs["family"]) == (3.0, None, None)
     assert kwargs["overrides"] == ["train.lr=0.1", "seed=7"]
-    assert "weft eval runs/mine" in found.out
+    assert f"weft eval {tmp_path}" in found.out
+
+
+def test_a_train_that_was_stopped_is_not_called_ready(fake: Callable, tmp_path: Path) -> None:
+    calls = fake("train", SimpleNamespace(path=tmp_path))
+    found = run("train", "t.csv", "-> text", "--no-check")
+    assert (found.code, found.out) == (0, "")
+    assert calls[0][1]["overrides"] == ["train.options.check=false"]
 
 
 def test_resume_takes_the_runs_own_recipe(fake: Callable) -> None:

@@ -93,6 +93,7 @@ def train(
     resume: Annotated[Path | None, typer.Option(help="Go on with this run, bit for bit.", show_default=False)] = None,
     family: Family = None,
     seed: Seed = None,
+    no_check: Annotated[bool, typer.Option("--no-check", help="Leave out the proofs before training.")] = False,
     json: Json = False,
 ) -> None:
     """Train one model on all arrows. Ctrl-C saves and leaves; --resume goes on as if nothing had happened."""
@@ -104,11 +105,11 @@ def train(
         run = weft.train(resume=resume, minutes=minutes, steps=steps, json=json)
     else:
         data, arrows, overrides = split_words(words)
+        overrides = [*with_seed(overrides, seed), *(["train.options.check=false"] if no_check else [])]
         run = weft.train(
-            data, *arrows, out=out, minutes=minutes, steps=steps, family=family,
-            overrides=with_seed(overrides, seed), json=json,
-        )  # fmt: skip
-    if not json:
+            data, *arrows, out=out, minutes=minutes, steps=steps, family=family, overrides=overrides, json=json
+        )
+    if not json and (run.path / "card.md").is_file():  # the last thing that a finished run writes
         print(f"\n{run.path} is ready. Next: weft eval {run.path}")
 
 
