@@ -41,10 +41,20 @@ class MissingExtra(WeftError):
         super().__init__(f"{what} needs an extra that is not installed. Install it with: pip install 'weft[{extra}]'")
 
 
+SHOWN = 12  # names listed in a message; a table may have hundreds of columns
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
-    """`" Did you mean 'colour'?"` for the closest known name, or the list of names; never empty when `known` is not."""
-    known = [str(k) for k in known]
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    """`" Did you mean 'colour'?"` for the closest known name, else the list of names; never empty when `known` is not.
+
+    Upper and lower case count as equal. Of many names the first twelve are listed, and how many there are.
+    """
+    names = [str(k) for k in known]
+    folded = {k.casefold(): k for k in reversed(names)}
+    close = difflib.get_close_matches(str(name).casefold(), folded, n=1, cutoff=0.5)
     if close:
-        return f" Did you mean {close[0]!r}?"
-    return f" There is: {', '.join(known)}." if known else ""
+        return f" Did you mean {folded[close[0]]!r}?"
+    if not names:
+        return ""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return f" There is: {', '.join(names[:SHOWN])}{more}."

@@ -2,12 +2,26 @@
 
 The same tree is what the command line's `key=value` overrides change (`train.lr=0.01`), what is saved, resolved, as
 `recipe.toml` in the run directory, and what a resume reads. An unknown key is an error that names the nearest one.
+
+    recipe.toml --load--> Recipe --override--> Recipe --save--> recipe.toml      load(save(recipe)) == recipe
 """
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import math
+import os
+import re
+import tomllib
+import typing
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
+from typing import Any
+
+from weft.errors import RecipeError, nearest
 
 
 @dataclass(frozen=True)
@@ -102,6 +116,341 @@ class Recipe:
     train: TrainRecipe = field(default_factory=TrainRecipe)
 
 
-def load(path: str | Path, overrides: list[str] | None = None) -> Recipe:
-    """Read `path` and apply `key=value` overrides. Raises RecipeError for unknown keys and wrong types."""
-    raise RuntimeError("to be written")
+# ------------------------------------------------------------------------------------------------ what values may be
+
+
+class Rule(typing.NamedTuple):
+    """A test of a value, and what it expects in words."""
+
+    holds: typing.Callable[[Any], bool]
+    expected: str
+
+
+def _at_least(least: float) -> Rule:
+    return Rule(lambda v: v >= least, f"{least:g} or more")
+
+
+def _one_of(*names: str) -> Rule:
+    return Rule(lambda v: v in names, f"one of {', '.join(names)}")
+
+
+POSITIVE = Rule(lambda v: v > 0, "more than 0")
+SHARE = Rule(lambda v: 0 <= v <= 1, "a share from 0 to 1")
+RULES: dict[str, Rule] = {
+    "seed": _at_least(0),
+    "types.*": _one_of("image", "audio", "text", "label"),
+    "mix.*": _at_least(0),
+    "model.dim": _at_least(0),
+    "model.depth": _at_least(0),
+    "model.heads": _at_least(0),
+    "text.vocabulary": Rule(lambda v: v == 0 or v >= 256, "0 (decided by the text) or at least 256, the bytes"),
+    "image.size": POSITIVE,
+    "image.patch": POSITIVE,
+    "image.codes": Rule(lambda v: v > 0 and math.isqrt(v) ** 2 == v, "a square number, such as 16, 64 or 256"),
+    "image.codebook": _at_least(2),
+    "image.augment": Rule(lambda v: 0 <= v < 1, "a share from 0 to less than 1"),
+    "audio.mels": Rule(lambda v: 1 <= v <= 201, "1 to 201"),
+    "audio.stack": POSITIVE,
+    "audio.hop": POSITIVE,
+    "audio.codebook": _at_least(2),
+    "audio.seconds": POSITIVE,
+    "split.validation": Rule(lambda v: 0 <= v < 1, "a share from 0 to less than 1"),
+    "split.test": Rule(lambda v: 0 <= v < 1, "a share from 0 to less than 1"),
+    "train.minutes": POSITIVE,
+    "train.steps": _at_least(0),
+    "train.tokens": POSITIVE,
+    "train.length": _at_least(2),
+    "train.micro": _at_least(0),
+    "train.optimizer": _one_of("muon", "adamw"),
+    "train.lr": POSITIVE,
+    "train.adam_lr": POSITIVE,
+    "train.schedule": _one_of("wsd", "cosine", "constant"),
+    "train.options.warmup": SHARE,
+    "train.options.decay": SHARE,
+    "train.options.weight_decay": _at_least(0),
+    "train.options.clip": POSITIVE,
+    "train.options.dtype": _one_of("auto", "float32", "bfloat16"),
+    "train.options.compile": _one_of("auto", "on", "off"),
+    "train.options.save_every": _at_least(0),
+    "train.options.keep": _at_least(1),
+    "train.options.evaluate_every": _at_least(0),
+    "train.options.skip_share": SHARE,
+}
+
+
+def validate(recipe: Recipe) -> Recipe:
+    """`recipe` itself, if every value means something. Raises RecipeError: what came, what was expected, the nearest name."""
+    for key, rule in RULES.items():
+        for name, value in _values(recipe, key):
+            if not rule.holds(value):
+                names = rule.expected.removeprefix("one of ").split(", ") if rule.expected.startswith("one of") else []
+                near = f".{nearest(value, names)}" if names and "Did you" in nearest(value, names) else ""
+                raise RecipeError(f"{name} is {value!r}; expected {rule.expected}{near}")
+    if recipe.image.patch > recipe.image.size:
+        raise RecipeError(
+            f"image.patch is {recipe.image.patch} and image.size {recipe.image.size}: one patch at least has to fit"
+        )
+    if recipe.split.validation + recipe.split.test >= 1:
+        raise RecipeError(
+            f"split.validation {recipe.split.validation:g} and split.test {recipe.split.test:g} leave nothing to train on; "
+            "together they have to be less than 1"
+        )
+    if recipe.train.tokens < recipe.train.length:
+        raise RecipeError(
+            f"train.tokens is {recipe.train.tokens}, less than one row of train.length={recipe.train.length}; raise tokens"
+        )
+    return recipe
+
+
+def _values(recipe: Recipe, key: str) -> list[tuple[str, Any]]:
+    """(name, value) of a dotted key; `mix.*` gives every entry."""
+    value: Any = recipe
+    *path, last = key.split(".")
+    for part in path:
+        value = getattr(value, part)
+    if last == "*":
+        return [(f"{'.'.join(path)}.{_key(name)}", entry) for name, entry in value.items()]
+    return [(key, getattr(value, last))]
+
+
+# ------------------------------------------------------------------------------------------------ trees <-> recipes
+
+
+def from_tree(tree: Mapping[str, Any]) -> Recipe:
+    """A tree of plain values, as TOML gives it -> a validated Recipe. Missing keys keep their defaults."""
+    return validate(_build(Recipe, tree, ""))
+
+
+def to_tree(recipe: Recipe) -> dict[str, Any]:
+    """The way back: nested dicts of plain values, all fields."""
+    return dataclasses.asdict(recipe)
+
+
+def _build(kind: type, tree: Any, path: str) -> Any:
+    """A dataclass of `kind` from a mapping; `path` ("train.") is where it stands."""
+    if not isinstance(tree, Mapping):
+        raise RecipeError(f"{path.rstrip('.')} is {_shown(tree)}; expected keys below it, such as {path}{_hints(kind).popitem()[0]}")
+    hints = _hints(kind)
+    for name in tree:
+        if name not in hints:
+            raise RecipeError(f"{path}{name} is no key of a recipe.{_nearest_key(path, name, hints)}")
+    return kind(**{name: _typed(hints[name], value, path + name) for name, value in tree.items()})
+
+
+@cache
+def _all_keys(kind: type, path: str = "") -> tuple[str, ...]:
+    """Every dotted key below a dataclass."""
+    keys: list[str] = []
+    for name, hint in typing.get_type_hints(kind).items():
+        keys += _all_keys(hint, f"{path}{name}.") if dataclasses.is_dataclass(hint) else [path + name]  # type: ignore[arg-type]
+    return tuple(keys)
+
+
+def _hints(kind: type) -> dict[str, Any]:
+    return dict(typing.get_type_hints(kind))
+
+
+def _nearest_key(path: str, name: str, hints: Mapping[str, Any]) -> str:
+    """The key that was meant: one of that last name anywhere, else the nearest one here, else the keys that are here."""
+    elsewhere = [key for key in _all_keys(Recipe) if key.rpartition(".")[2] == name]
+    if elsewhere:
+        return f" Did you mean {' or '.join(map(repr, elsewhere))}?"
+    near = nearest(name, hints)
+    if "Did you" in near:
+        return nearest(path + name, [path + key for key in hints])
+    anywhere = nearest(path + name, _all_keys(Recipe))
+    return anywhere if "Did you" in anywhere else near
+
+
+def _typed(hint: Any, value: Any, path: str) -> Any:
+    """`value` as the annotation wants it. Raises RecipeError if it is of another type."""
+    if dataclasses.is_dataclass(hint):
+        return _build(hint, value, path + ".")  # type: ignore[arg-type]
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin is tuple and isinstance(value, list | tuple):
+        return tuple(_typed(inner[0], item, f"{path}[{index}]") for index, item in enumerate(value))
+    if origin is dict and isinstance(value, Mapping):
+        return {str(name): _typed(inner[1], item, f"{path}.{_key(str(name))}") for name, item in value.items()}
+    if hint is object:
+        return _plain(value, path)
+    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        if not math.isfinite(value):
+            raise RecipeError(f"{path} is {value}; a finite number was expected")
+        return float(value)
+    if hint in (bool, int, str) and type(value) is hint:
+        return value
+    wanted = {
+        bool: "true or false", int: "a whole number", float: "a number", str: "a text in quotes",
+        tuple: 'a list, such as ["image -> caption"]', dict: f"a table, such as {path}.name = ...",
+    }[origin or hint]  # fmt: skip
+    raise RecipeError(f"{path} is {_shown(value)}; expected {wanted}")
+
+
+def _plain(value: Any, path: str) -> Any:
+    """A value of free form: what TOML can hold."""
+    if isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, list | tuple):
+        return [_plain(item, f"{path}[{index}]") for index, item in enumerate(value)]
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item, f"{path}.{_key(str(name))}") for name, item in value.items()}
+    raise RecipeError(f"{path} is {_shown(value)}; expected a text, number, true or false, a list or a table")
+
+
+def _shown(value: Any) -> str:
+    kinds = {bool: "a truth value", int: "a whole number", float: "a number", str: "a text", list: "a list", dict: "a table"}
+    return f"{value!r} ({kinds.get(type(value), type(value).__name__)})"
+
+
+# ------------------------------------------------------------------------------------------------ TOML
+
+
+def load(path: str | Path, overrides: Sequence[str] | None = None) -> Recipe:
+    """Read `path` and apply `key=value` overrides.
+
+    A relative `data` stays relative to the current folder, as on the command line.
+    Raises RecipeError for a missing file, TOML that cannot be read, unknown keys, wrong types and values that mean nothing.
+    """
+    path = Path(path)
+    try:
+        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise RecipeError(f"{path}: there is no such recipe") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: cannot be read ({error})") from error
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"{path} is not valid TOML: {error}") from error
+    try:
+        recipe = _build(Recipe, tree, "")
+        return override(recipe, overrides) if overrides else validate(recipe)
+    except RecipeError as error:
+        raise RecipeError(f"{path}: {error}") from error
+
+
+def override(recipe: Recipe, overrides: Iterable[str]) -> Recipe:
+    """Apply `key=value` words, as `train.lr=0.01`, `model.options.stem=conv`, `arrows=["a -> b"]`, `mix."a -> b"=0.5`.
+
+    Values are TOML; what is not is taken as a text, so quotes may be left out. Raises RecipeError.
+    """
+    tree = to_tree(recipe)
+    for word in overrides:
+        keys, raw = _split(word)
+        here = tree
+        for depth, key in enumerate(keys[:-1]):
+            inner = here.setdefault(key, {})
+            if not isinstance(inner, dict):
+                raise RecipeError(f"{word}: {'.'.join(keys[: depth + 1])} is a value and has no keys below it")
+            here = inner
+        if isinstance(here.get(keys[-1]), dict) and not _free(keys):
+            raise RecipeError(f"{word}: {'.'.join(keys)} is a group of keys; set one of them, such as {'.'.join(keys)}.{next(iter(here[keys[-1]]))}")
+        here[keys[-1]] = _value(keys, raw)
+    return from_tree(tree)
+
+
+def _split(word: str) -> tuple[list[str], str]:
+    """`a.b."c d"=value` -> (["a", "b", "c d"], "value")."""
+    found = re.match(r"""((?:"(?:[^"\\]|\\.)*"|'[^']*'|[^="'])*)=(.*)""", word, re.DOTALL)
+    if not found:
+        raise RecipeError(f"{word!r} is no override; expected key=value, such as train.lr=0.01")
+    try:
+        inner: Any = tomllib.loads(f"{found[1]} = 0")
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"{word!r}: {found[1].strip()!r} is no key; expected names with dots, others in quotes") from error
+    keys = []
+    while isinstance(inner, dict):
+        key, inner = next(iter(inner.items()))
+        keys.append(key)
+    return keys, found[2].strip()
+
+
+def _hint(keys: Sequence[str]) -> Any:
+    """The annotation of a key, or None if there is none of that name."""
+    hint: Any = Recipe
+    for key in keys:
+        if dataclasses.is_dataclass(hint):
+            hint = _hints(hint).get(key)  # type: ignore[arg-type]
+        else:
+            hint = typing.get_args(hint)[1] if typing.get_origin(hint) is dict else object if hint is object else None
+    return hint
+
+
+def _free(keys: Sequence[str]) -> bool:
+    """Whether a key holds a table of free names, which may be set as a whole."""
+    hint = _hint(keys)
+    return hint is object or typing.get_origin(hint) is dict
+
+
+def _value(keys: Sequence[str], raw: str) -> Any:
+    """The text behind `=` as a value for the key."""
+    try:
+        tree = tomllib.loads(f"x = {raw}")
+        value = tree["x"] if len(tree) == 1 else raw
+    except tomllib.TOMLDecodeError:
+        return _loose(_hint(keys), raw)
+    return raw if _hint(keys) is str and not isinstance(value, str) else value  # out=2024 is a name
+
+
+def _loose(hint: Any, raw: str) -> Any:
+    """What is not TOML, but can be understood: `.5`, `True`, a text or one item of a list without quotes."""
+    if typing.get_origin(hint) is tuple:
+        return [raw]
+    if hint is bool and raw in ("True", "False"):
+        return raw == "True"
+    if hint is float:
+        try:
+            return float(raw)
+        except ValueError:
+            return raw  # `_typed` says what was expected
+    return raw
+
+
+def save(recipe: Recipe, path: str | Path) -> None:
+    """Write `path`, whole or not at all."""
+    path = Path(path)
+    staged = path.with_name(path.name + ".part")
+    staged.write_text(to_toml(recipe), encoding="utf-8")
+    os.replace(staged, path)
+
+
+def to_toml(recipe: Recipe) -> str:
+    """The recipe as TOML, every field written out; `load` gives it back equal. Raises RecipeError for what TOML cannot hold."""
+    tree = {name: _plain(value, name) for name, value in to_tree(recipe).items()}
+    lines: list[str] = []
+    _write(tree, Recipe, "", lines)
+    return "\n".join(lines) + "\n"
+
+
+def _write(tree: Mapping[str, Any], kind: Any, path: str, lines: list[str]) -> None:
+    """Plain keys first, then a [table] for each group of keys."""
+    hints = _hints(kind) if dataclasses.is_dataclass(kind) else {}  # type: ignore[arg-type]
+    tables = [n for n in tree if isinstance(tree[n], Mapping) and (n in hints)]
+    lines += [f"{_key(name)} = {_toml(value, path + name)}" for name, value in tree.items() if name not in tables]
+    for name in tables:
+        if tree[name] or dataclasses.is_dataclass(hints[name]):
+            lines += ["", f"[{path}{name}]"]
+            _write(tree[name], hints[name], f"{path}{name}.", lines)
+
+
+def _key(name: str) -> str:
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else _text(name, name)
+
+
+def _text(value: str, path: str) -> str:
+    """A TOML basic string: JSON's, but that DEL is escaped too and half a surrogate pair cannot be written."""
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise RecipeError(f"{path} holds half a surrogate pair ({value!a}), which is no Unicode character") from error
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _toml(value: Any, path: str) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return _text(value, path)
+    if isinstance(value, list):
+        return f"[{', '.join(_toml(item, path) for item in value)}]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_key(name)} = {_toml(item, path)}" for name, item in value.items()) + "}"
+    return repr(value)

@@ -282,5 +282,6 @@ def check_columns(arrows: Sequence[Arrow], columns: Iterable[str]) -> None:
     for arrow in arrows:
         for name in arrow.columns:
             if name not in columns:
-                listed = f" The table's columns: {', '.join(columns)}." if "Did you" in nearest(name, columns) else ""
-                raise ArrowError(f"the arrow '{arrow}' names a column {name!r} that the table does not have.{nearest(name, columns)}{listed}")
+                raise ArrowError(
+                    f"the arrow '{arrow}' names a column {name!r} that the table does not have.{nearest(name, columns)}"
+                )
