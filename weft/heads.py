@@ -22,7 +22,7 @@ class Language(nn.Module):
         self.dense = nn.Linear(dim, dim) if config.transform else None
         self.norm = make_norm(config.transform, dim) if config.transform else None
         self.weight = table.weight if config.tied else nn.Parameter(torch.empty(config.vocab, dim))
-        self.bias = nn.Parameter(torch.zeros(config.vocab)) if config.bias else None
+        self.bias = nn.Parameter(torch.empty(config.vocab)) if config.bias else None
 
     def forward(self, hidden: Tensor) -> Tensor:
         return F.linear(self.ready(hidden), self.weight, self.bias)

@@ -146,7 +146,7 @@ class Attention:
 
 @dataclass(frozen=True)
 class FeedForward:
-    """activation: gelu, gelu_tanh, relu, relu2 (squared), silu. gated: act(gate(x)) * up(x) (Shazeer 2020)."""
+    """activation: gelu, gelu_tanh, gelu_quick, relu, relu2 (squared), silu. gated: act(gate(x)) * up(x) (Shazeer 2020)."""
 
     hidden: int
     activation: str = "gelu"
@@ -181,6 +181,7 @@ class LinearStem:
     """(N,F) -> (N,D) by one matrix (ViT's patch projection, unrolled)."""
 
     features: int
+    bias: bool = True
 
 
 @dataclass(frozen=True)
@@ -308,13 +309,19 @@ class Classify:
 
 @dataclass(frozen=True)
 class Init:
-    """How weights start. std 0: fan_in^-1/2. residual: what the last matrix of each residual part is multiplied with,
-    "plain" 1, "scaled" (2 depth)^-1/2 (GPT-2), "zero" 0: every block starts as the identity.
+    """How weights start.
+
+    std        of matrices; 0: fan_in^-1/2 of each
+    embedding  std of tables
+    head       std of an untied language head
+    residual   what the last matrix of each residual part is multiplied with; 0: parts^-1/2, with 2 or 3 parts a block
+               (GPT-2); near 0 every block starts as the identity
     """
 
     std: float = 0.02
     embedding: float = 0.02
-    residual: str = "scaled"
+    head: float = 0.02
+    residual: float = 0.0
 
 
 @dataclass(frozen=True)

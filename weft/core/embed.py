@@ -95,7 +95,7 @@ class ConvStem(nn.Module):
 def make_stem(config: c.Stem, dim: int) -> nn.Module:
     """The module of a stem: (N,F) -> (N,D)."""
     if isinstance(config, c.LinearStem):
-        return nn.Linear(config.features, dim)
+        return nn.Linear(config.features, dim, bias=config.bias)
     if isinstance(config, c.MlpStem):
         return nn.Sequential(nn.Linear(config.features, config.hidden), nn.GELU(), nn.Linear(config.hidden, dim))
     return ConvStem(config, dim)

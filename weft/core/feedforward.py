@@ -19,6 +19,7 @@ from weft.errors import RecipeError, nearest
 ACTIVATIONS = {
     "gelu": F.gelu,
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "gelu_quick": lambda x: x * torch.sigmoid(1.702 * x),  # Hendrycks & Gimpel 2016; CLIP
     "relu": F.relu,
     "relu2": lambda x: F.relu(x).square(),  # So et al. 2021 (Primer)
     "silu": F.silu,

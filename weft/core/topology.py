@@ -214,11 +214,12 @@ class DualEncoder(nn.Module):
 
     def __init__(self, config: c.DualEncoderConfig) -> None:
         super().__init__()
+        self.config = config
         self.left, self.right = Tower(config.left), Tower(config.right)
         self.left_project = nn.Linear(config.left.stack.dim, config.width, bias=False)
         self.right_project = nn.Linear(config.right.stack.dim, config.width, bias=False)
         self.pools = {"left": config.left_pool, "right": config.right_pool}
-        self.temperature = nn.Parameter(torch.tensor(1.0 / config.temperature).log())  # log of the scores' factor
+        self.sharpness = nn.Parameter(torch.empty(()))  # log of the factor on cosines: -log(temperature)
 
     def embed(self, tokens: Tokens, side: str = "left", record: Recorder | None = None) -> Tensor:
         """(B,E) unit vectors, one for each row."""

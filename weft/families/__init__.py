@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 from weft.core.config import ModelConfig
 from weft.errors import RecipeError, nearest
-from weft.families import weft
+from weft.families import bert, clip, gpt, llama, t5, vit
+from weft.families import weft as native
 from weft.families.family import Family, Wanted
 
-FAMILIES: dict[str, Family] = {f.name: f for f in (weft.FAMILY,)}
+FAMILIES: dict[str, Family] = {f.name: f for f in (module.FAMILY for module in (native, gpt, llama, bert, t5, vit, clip))}
 
 
 def make(
@@ -22,32 +24,51 @@ def make(
     heads: int = 0,
     stems: dict[str, int] | None = None,
     labels: dict[str, int] | None = None,
-    options: dict | None = None,
+    language: bool | None = None,
+    options: dict[str, Any] | None = None,
 ) -> ModelConfig:
     """The config of a family. 0: the family's default size.
 
-    stems    kind -> features of one media token ("image": 192)
-    labels   name of a classification head -> number of classes
-    options  the family's own choices, by name
+    stems     kind -> features of one media token ("image": 192)
+    labels    name of a classification head -> number of classes
+    language  whether there is a head over the vocabulary; None: yes, but not for an encoder that is to classify
+    options   the family's own choices, by name
     Raises RecipeError for a family, option or size that cannot be, with the nearest name.
     """
-    if name not in FAMILIES:
-        raise RecipeError(f"There is no family {name!r}.{nearest(name, FAMILIES)}")
-    family = FAMILIES[name]
-    known = [p.name for p in inspect.signature(family.config).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    family = FAMILIES[known(name)]
+    allowed = [p.name for p in inspect.signature(family.config).parameters.values() if p.kind is p.KEYWORD_ONLY]
     for option in options or {}:
-        if option not in known:
-            raise RecipeError(f"The family {name} has no option {option!r}.{nearest(option, known)}")
+        if option not in allowed:
+            raise RecipeError(f"The family {name} has no option {option!r}.{nearest(option, allowed)}")
     default = next(iter(family.sizes.values()))
-    dim, depth, heads = dim or default[0], depth or default[1], heads or _heads(dim or default[0], default)
-    if dim % heads:
+    dim, depth = dim or default[0], depth or default[1]
+    heads = heads or _heads(dim, default)
+    if dim % heads and not (options or {}).get("head_dim"):
         raise RecipeError(f"A width of {dim} cannot be shared by {heads} heads. Take a multiple of {heads}.")
-    want = Wanted(vocab, length, dim, depth, heads, dict(stems or {}), dict(labels or {}))
+    if language is None:
+        language = not (family.kind == "encoder" and labels)
+    want = Wanted(vocab, length, dim, depth, heads, dict(stems or {}), dict(labels or {}), language)
     return family.config(want, **(options or {}))
 
 
+def published(name: str) -> ModelConfig:
+    """The config of a model of a paper, by name ("gpt2-xl", "llama3-8b", "t5-11b", "vit-b-16")."""
+    models = {model: (family, entry) for family, f in FAMILIES.items() for model, entry in f.published.items()}
+    if name not in models:
+        raise RecipeError(f"No published model is called {name!r}.{nearest(name, models)}")
+    family, entry = models[name]
+    return make(family, **entry.arguments)
+
+
+def known(name: str) -> str:
+    """`name`, if it is a family's. Raises RecipeError with the nearest one otherwise."""
+    if name not in FAMILIES:
+        raise RecipeError(f"There is no family {name!r}.{nearest(name, FAMILIES)}")
+    return name
+
+
 def _heads(dim: int, default: tuple[int, int, int]) -> int:
-    """Heads for a width, as wide as the family's own by default."""
+    """Heads for a width, about as wide as the family's own by default."""
     heads = max(1, dim * default[2] // default[0])
     while dim % heads:
         heads -= 1

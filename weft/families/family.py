@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from weft.core import config as c
 from weft.errors import RecipeError, nearest
@@ -11,10 +12,11 @@ from weft.errors import RecipeError, nearest
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a family's function is asked for.
+    """What a family's function is asked for, besides its own options.
 
-    stems   kind -> features of one media token
-    labels  head name -> number of classes
+    stems     kind -> features of one media token
+    labels    name of a classification head -> number of classes
+    language  whether there is a head over the vocabulary
     """
 
     vocab: int
@@ -24,41 +26,65 @@ class Wanted:
     heads: int
     stems: dict[str, int] = field(default_factory=dict)
     labels: dict[str, int] = field(default_factory=dict)
+    language: bool = True
 
-    def classifiers(self, hidden: int = 0) -> dict[str, c.Classify]:
-        """A classification head for each of the labels."""
-        return {name: c.Classify(classes, hidden) for name, classes in self.labels.items()}
+    def tops(self, language: c.Language, hidden: int = 0) -> dict[str, c.Language | c.Classify]:
+        """The heads: `language` if it is wanted, and a classification for each of the labels."""
+        found: dict[str, c.Language | c.Classify] = {"language": language} if self.language else {}
+        return found | {name: c.Classify(classes, hidden) for name, classes in self.labels.items()}
+
+    def stem(self, name: str, dim: int = 0, *, bias: bool = True) -> dict[str, c.Stem]:
+        """A stem for each kind: linear, mlp or conv (for images; other kinds take the MLP instead)."""
+        dim = dim or self.dim
+        mlp = lambda features: c.MlpStem(features, 2 * dim)
+        makers: dict[str, Callable[[str, int], c.Stem]] = {
+            "linear": lambda kind, features: c.LinearStem(features, bias),
+            "mlp": lambda kind, features: mlp(features),
+            "conv": lambda kind, features: c.ConvStem(features, dim // 4) if kind == "image" else mlp(features),
+        }
+        if name not in makers:
+            raise RecipeError(f"A stem is linear, mlp or conv, not {name!r}.{nearest(name, makers)}")
+        return {kind: makers[name](kind, features) for kind, features in self.stems.items()}
+
+
+@dataclass(frozen=True)
+class Published:
+    """A model of a paper: the arguments of `make` that give it, and how many parameters it has.
+
+    share  how far our count may be from that number: 0 where it is exact, more where the paper rounds
+    """
+
+    arguments: dict[str, Any]
+    parameters: int
+    share: float = 0.0
 
 
 @dataclass(frozen=True)
 class Family:
-    """kind: decoder | encoder | encoder-decoder | dual. sizes: name -> (dim, depth, heads), the default first.
-
-    published  name -> what makes that model of the paper: arguments of `make`
-    """
+    """kind: decoder | encoder | encoder-decoder | dual. sizes: name -> (dim, depth, heads), the default first."""
 
     name: str
     config: Callable[..., c.ModelConfig]
     kind: str
     paper: str
     sizes: dict[str, tuple[int, int, int]]
-    published: dict[str, dict] = field(default_factory=dict)
+    published: dict[str, Published] = field(default_factory=dict)
 
     @property
     def difference(self) -> str:
         """How it differs from GPT-2, in the words of its function."""
-        return (self.config.__doc__ or "").strip()
+        return " ".join((self.config.__doc__ or "").split())
 
 
-def stems(want: Wanted, name: str) -> dict[str, c.Stem]:
-    """A stem of the named sort for each kind. "conv" is for images; other kinds take the MLP instead."""
-    makers = {
-        "linear": lambda kind, features: c.LinearStem(features),
-        "mlp": lambda kind, features: c.MlpStem(features, 2 * want.dim),
-        "conv": lambda kind, features: (
-            c.ConvStem(features, want.dim // 4) if kind == "image" else c.MlpStem(features, 2 * want.dim)
-        ),
-    }
-    if name not in makers:
-        raise RecipeError(f"A stem is linear, mlp or conv, not {name!r}.{nearest(name, makers)}")
-    return {kind: makers[name](kind, features) for kind, features in want.stems.items()}
+def published(length: int, **shared: Any) -> Callable[..., Published]:
+    """A maker of `Published` rows that share some arguments: (dim, depth, heads, parameters, share=0, **options)."""
+
+    def row(dim: int, depth: int, heads: int, parameters: float, share: float = 0.0, **options: Any) -> Published:
+        arguments = {"length": length, "dim": dim, "depth": depth, "heads": heads, **shared}
+        arguments["options"] = {**shared.get("options", {}), **options}
+        return Published(arguments, int(parameters), share)
+
+    return row
+
+
+SIZES = {"small": (128, 4, 4), "base": (256, 6, 4), "large": (512, 8, 8)}  # what a laptop trains; (dim, depth, heads)
