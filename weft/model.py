@@ -5,6 +5,7 @@ Shape letters:  B rows  T tokens  S source tokens  D width  V vocabulary  E widt
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -13,12 +14,13 @@ from torch import Tensor, nn
 
 from weft.core import config as c
 from weft.core.cache import Cache, Fixed, Growing, Sliding
+from weft.core.embed import Input
 from weft.core.init import initialise
 from weft.core.mask import looks_ahead
 from weft.core.record import Recorder
 from weft.core.stack import Stack
-from weft.core.topology import MODULES, Encoded, within
-from weft.core.view import Tokens
+from weft.core.topology import MODULES, EarlyFusion, Encoded, within
+from weft.core.view import Media, Tokens
 from weft.errors import WeftError, nearest
 from weft.heads import make_head
 
@@ -40,7 +42,7 @@ class Model(nn.Module):
         self.config, self.kind = config, kind(config.topology)
         self.body = MODULES[type(config.topology)](config.topology)
         stack, table = outlet(self.body)
-        self.heads = nn.ModuleDict({name: make_head(head, stack.config.dim, table) for name, head in config.heads.items()})
+        self.heads = nn.ModuleDict({key(n): make_head(h, stack.config.dim, table) for n, h in config.heads.items()})
 
     def hidden(
         self,
@@ -62,9 +64,9 @@ class Model(nn.Module):
 
     def logits(self, hidden: Tensor, head: str = "language") -> Tensor:
         """(...,D) -> (...,V) by a named head."""
-        if head not in self.heads:
-            raise WeftError(f"The model has no head {head!r}.{nearest(head, self.heads)}")
-        return self.heads[head](hidden)
+        if head not in self.config.heads:
+            raise WeftError(f"The model has no head {head!r}.{nearest(head, self.config.heads)}")
+        return self.heads[key(head)](hidden)
 
     def embed(self, tokens: Tokens, side: str = "left", record: Recorder | None = None) -> Tensor:
         """(B,E) unit vectors in the shared space of a dual encoder."""
@@ -93,25 +95,96 @@ class Model(nn.Module):
 
     def forward(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
+        *,
+        pixel_values: Tensor | None = None,
+        input_features: Tensor | None = None,
         decoder_input_ids: Tensor | None = None,
         labels: Tensor | None = None,
     ) -> Output:
-        """In the ecosystem's names. attention_mask (B,T): 1 real, 0 padding. labels (B,T): -100 untrained."""
-        document = None if attention_mask is None else attention_mask.int()
-        tokens, source = Tokens(input_ids, document=document), None
+        """In the ecosystem's names, one document a row.
+
+        input_ids (B,T), attention_mask (B,T) 1 real 0 padding; pixel_values (B,C,H,W) and input_features (B,frames,mels)
+        stand before the ids, whose hidden states and logits are answered; without ids a class token (id 0) stands first.
+        decoder_input_ids (B,T') of an encoder-decoder. labels: (B,T) or (B,T'), -100 untrained, shifted here for a decoder;
+        (B,) for the classification head. A dual encoder answers (B,B) scores, images or sounds by texts.
+        """
+        if self.kind == "dual":
+            media = assemble(self.body, None, None, pixel_values, input_features)[0]
+            text = assemble(self.body, input_ids, attention_mask, None, None)[0]
+            scores = self.embed(media, "left") @ self.embed(text, "right").T * self.body.sharpness.exp()
+            return Output(logits=scores)
+        tokens, before = assemble(self.body, input_ids, attention_mask, pixel_values, input_features)
+        source = None
         if decoder_input_ids is not None:
-            tokens, source = Tokens(decoder_input_ids), tokens
-        hidden = self.hidden(tokens, source)
-        if "language" not in self.heads:
+            tokens, source, before = Tokens(decoder_input_ids), tokens, 0
+        hidden = self.hidden(tokens, source)[:, before:]
+        head = "language" if "language" in self.config.heads else next(iter(self.config.heads), "")
+        if not head:
             return Output(hidden=hidden)
-        logits, loss = self.logits(hidden), None
-        if labels is not None:
-            shift = self.kind == "decoder"
-            predicted, wanted = (logits[:, :-1], labels[:, 1:]) if shift else (logits, labels)
-            loss = F.cross_entropy(predicted.flatten(0, 1).float(), wanted.flatten())
-        return Output(logits, hidden, loss)
+        logits = self.logits(hidden if head == "language" else hidden[:, 0], head)
+        if labels is None:
+            return Output(logits, hidden)
+        shift = self.kind == "decoder" and labels.dim() == 2
+        predicted, wanted = (logits[:, :-1], labels[:, 1:]) if shift else (logits, labels)
+        return Output(logits, hidden, F.cross_entropy(predicted.flatten(0, -2).float(), wanted.flatten()))
+
+
+def key(head: str) -> str:
+    """A head's name as a module's, which must hold no dot."""
+    return head.replace("%", "%25").replace(".", "%2E")
+
+
+def assemble(
+    body: nn.Module, ids: Tensor | None, mask: Tensor | None, pixels: Tensor | None, sounds: Tensor | None
+) -> tuple[Tokens, int]:
+    """One stream of the ecosystem's arguments, and how many tokens stand before the ids."""
+    stems = next((m.config.stems for m in body.modules() if isinstance(m, Input) and m.config.stems), {})
+    if isinstance(body, EarlyFusion):
+        stems = {**stems, **{name: encoder.config.stem for name, encoder in body.encoders.items()}}
+    items: dict[str, Tensor] = {}
+    for name, values in (("image", pixels), ("audio", sounds)):
+        if values is None:
+            continue
+        if name not in stems:
+            raise WeftError(f"The model has no stem for {name!r}.{nearest(name, stems)}")
+        items[name] = patches(values, stems[name].features) if name == "image" else values
+    if ids is None:
+        if not items:
+            raise WeftError("Nothing came in: give input_ids, pixel_values or input_features.")
+        rows, device = len(next(iter(items.values()))), next(iter(items.values())).device
+        ids, first = torch.zeros(rows, 1, dtype=torch.long, device=device), True
+    else:
+        first = False
+    if not items:
+        return Tokens(ids, document=None if mask is None else mask.int()), 0
+    return place(ids, mask, items, first)
+
+
+def place(ids: Tensor, mask: Tensor | None, items: dict[str, Tensor], first: bool) -> tuple[Tokens, int]:
+    """Items (B,N,F) before the ids, or behind the one class token; the items of a row are one span each."""
+    rows, length = ids.shape
+    count = sum(values.shape[1] for values in items.values())
+    start, media = (1 if first else 0), []
+    whole = torch.cat((ids, ids.new_zeros(rows, count)) if first else (ids.new_zeros(rows, count), ids), 1)
+    span = torch.zeros_like(whole)
+    for number, (name, values) in enumerate(items.items(), 1):
+        stop = start + values.shape[1]
+        at = torch.arange(rows, device=ids.device)[:, None] * (length + count) + torch.arange(start, stop, device=ids.device)
+        media.append(Media(name, values.flatten(0, 1), at.flatten()))
+        span[:, start:stop] = number
+        start = stop
+    document = None
+    if mask is not None:
+        document = torch.cat((mask.new_ones(rows, count), mask), 1).int()
+    return Tokens(whole, document, span=span, media=tuple(media)), 0 if first else count
+
+
+def patches(pixels: Tensor, features: int, channels: int = 3) -> Tensor:
+    """(B,3,H,W) -> (B,N,3*p*p), row by row; within a patch channel, row, column."""
+    side = math.isqrt(features // channels)
+    return F.unfold(pixels, side, stride=side).transpose(1, 2)
 
 
 def kind(topology: c.Topology) -> str:

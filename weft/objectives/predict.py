@@ -1,0 +1,56 @@
+"""Predict an id, or a label's number, at each place that has a target.
+
+    next      the next token                    masked    the hidden token
+    seq2seq   the next token, a source given    classify  the label, at the first token of each document
+
+They differ in what the batch holds, not in the loss.
+
+Shape letters:  B rows  T tokens  n trained tokens  D width  V vocabulary or classes
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from weft.data.batch import Batch
+from weft.errors import WeftError
+from weft.model import Model
+from weft.objectives.report import Report, report
+
+
+def predict(model: Model, batch: Batch, head: str) -> tuple[Tensor, Report]:
+    """sum(weight * cross entropy) / total, over the trained places only: they are gathered first, then meet the head."""
+    if batch.targets is None:
+        raise WeftError(f"The objective {batch.objective!r} needs targets, but the batch has none.")
+    hidden = model.hidden(batch.tokens, batch.source)
+    targets = batch.targets.flatten()
+    places = (targets != -100).nonzero()[:, 0]  # (n,)
+    logits = model.logits(hidden.flatten(0, 1).index_select(0, places), head)  # (B*T,D) -> (n,D) -> (n,V)
+    losses = F.cross_entropy(logits.float(), targets[places], reduction="none")  # (n,)
+    weights = 1.0 if batch.weights is None else batch.weights.flatten()[places]
+    arrow = None if batch.arrow is None else batch.arrow.flatten()[places]
+    return (weights * losses).sum() / batch.total, report(losses, arrow, batch)
+
+
+def next_token(model: Model, batch: Batch) -> tuple[Tensor, Report]:
+    """Radford et al. 2018: the token after this one; targets are already shifted."""
+    return predict(model, batch, "language")
+
+
+def masked(model: Model, batch: Batch) -> tuple[Tensor, Report]:
+    """Devlin et al. 2018: the token that was hidden here."""
+    return predict(model, batch, "language")
+
+
+def seq2seq(model: Model, batch: Batch) -> tuple[Tensor, Report]:
+    """Sutskever et al. 2014: the next token of the target, the source given."""
+    if batch.source is None:
+        raise WeftError("The objective 'seq2seq' needs a source, but the batch has none.")
+    return predict(model, batch, "language")
+
+
+def classify(model: Model, batch: Batch) -> tuple[Tensor, Report]:
+    """The label's number at the first token of each document, by the head that the batch names."""
+    return predict(model, batch, batch.head)
