@@ -179,7 +179,10 @@ RULES: dict[str, Rule] = {
 
 
 def validate(recipe: Recipe) -> Recipe:
-    """`recipe` itself, if every value means something. Raises RecipeError: what came, what was expected, the nearest name."""
+    """`recipe` itself, if every value means something.
+
+    Raises RecipeError: what came, what was expected, the nearest name.
+    """
     for key, rule in RULES.items():
         for name, value in _values(recipe, key):
             if not rule.holds(value):
@@ -192,12 +195,12 @@ def validate(recipe: Recipe) -> Recipe:
         )
     if recipe.split.validation + recipe.split.test >= 1:
         raise RecipeError(
-            f"split.validation {recipe.split.validation:g} and split.test {recipe.split.test:g} leave nothing to train on; "
-            "together they have to be less than 1"
+            f"split.validation {recipe.split.validation:g} and split.test {recipe.split.test:g} leave nothing to train "
+            "on; together they have to be less than 1"
         )
     if recipe.train.tokens < recipe.train.length:
         raise RecipeError(
-            f"train.tokens is {recipe.train.tokens}, less than one row of train.length={recipe.train.length}; raise tokens"
+            f"train.tokens is {recipe.train.tokens}, less than one row of train.length={recipe.train.length}; raise it"
         )
     return recipe
 
@@ -229,7 +232,9 @@ def to_tree(recipe: Recipe) -> dict[str, Any]:
 def _build(kind: type, tree: Any, path: str) -> Any:
     """A dataclass of `kind` from a mapping; `path` ("train.") is where it stands."""
     if not isinstance(tree, Mapping):
-        raise RecipeError(f"{path.rstrip('.')} is {_shown(tree)}; expected keys below it, such as {path}{_hints(kind).popitem()[0]}")
+        raise RecipeError(
+            f"{path.rstrip('.')} is {_shown(tree)}; expected keys below it, such as {path}{_hints(kind).popitem()[0]}"
+        )
     hints = _hints(kind)
     for name in tree:
         if name not in hints:
@@ -251,7 +256,7 @@ def _hints(kind: type) -> dict[str, Any]:
 
 
 def _nearest_key(path: str, name: str, hints: Mapping[str, Any]) -> str:
-    """The key that was meant: one of that last name anywhere, else the nearest one here, else the keys that are here."""
+    """The key that was meant: one of that last name anywhere, else the nearest one here, else all keys here."""
     elsewhere = [key for key in _all_keys(Recipe) if key.rpartition(".")[2] == name]
     if elsewhere:
         return f" Did you mean {' or '.join(map(repr, elsewhere))}?"
@@ -298,7 +303,14 @@ def _plain(value: Any, path: str) -> Any:
 
 
 def _shown(value: Any) -> str:
-    kinds = {bool: "a truth value", int: "a whole number", float: "a number", str: "a text", list: "a list", dict: "a table"}
+    kinds = {
+        bool: "a truth value",
+        int: "a whole number",
+        float: "a number",
+        str: "a text",
+        list: "a list",
+        dict: "a table",
+    }
     return f"{value!r} ({kinds.get(type(value), type(value).__name__)})"
 
 
@@ -309,7 +321,7 @@ def load(path: str | Path, overrides: Sequence[str] | None = None) -> Recipe:
     """Read `path` and apply `key=value` overrides.
 
     A relative `data` stays relative to the current folder, as on the command line.
-    Raises RecipeError for a missing file, TOML that cannot be read, unknown keys, wrong types and values that mean nothing.
+    Raises RecipeError: a missing file, TOML that cannot be read, unknown keys, wrong types, values that mean nothing.
     """
     path = Path(path)
     try:
@@ -342,7 +354,8 @@ def override(recipe: Recipe, overrides: Iterable[str]) -> Recipe:
                 raise RecipeError(f"{word}: {'.'.join(keys[: depth + 1])} is a value and has no keys below it")
             here = inner
         if isinstance(here.get(keys[-1]), dict) and not _free(keys):
-            raise RecipeError(f"{word}: {'.'.join(keys)} is a group of keys; set one of them, such as {'.'.join(keys)}.{next(iter(here[keys[-1]]))}")
+            name, first = ".".join(keys), next(iter(here[keys[-1]]))
+            raise RecipeError(f"{word}: {name} is a group of keys; set one of them, such as {name}.{first}")
         here[keys[-1]] = _value(keys, raw)
     return from_tree(tree)
 
@@ -355,7 +368,9 @@ def _split(word: str) -> tuple[list[str], str]:
     try:
         inner: Any = tomllib.loads(f"{found[1]} = 0")
     except tomllib.TOMLDecodeError as error:
-        raise RecipeError(f"{word!r}: {found[1].strip()!r} is no key; expected names with dots, others in quotes") from error
+        raise RecipeError(
+            f"{word!r}: {found[1].strip()!r} is no key; expected names with dots, others in quotes"
+        ) from error
     keys = []
     while isinstance(inner, dict):
         key, inner = next(iter(inner.items()))
@@ -413,7 +428,10 @@ def save(recipe: Recipe, path: str | Path) -> None:
 
 
 def to_toml(recipe: Recipe) -> str:
-    """The recipe as TOML, every field written out; `load` gives it back equal. Raises RecipeError for what TOML cannot hold."""
+    """The recipe as TOML, every field written out; `load` gives it back equal.
+
+    Raises RecipeError for what TOML cannot hold.
+    """
     tree = {name: _plain(value, name) for name, value in to_tree(recipe).items()}
     lines: list[str] = []
     _write(tree, Recipe, "", lines)

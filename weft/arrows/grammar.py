@@ -1,13 +1,14 @@
 """Arrows: the small language in which tasks are written.
 
     arrow    = [ weight "*" ] task
-    task     = "->" column                                  model the column itself, next token first      -> text
-             | "~" column                                   fill in what was hidden                        ~text
-             | column { "," column } "->" column            produce the last one from the others           image, question -> answer
-             | column { "," column } "<->" column { "," column }   bring both sides close in one space     caption <-> image
-    column   = name [ ":" type ]                            a type said outright                           answer:label
+    task     = "->" column                   model the column itself, next token first        -> text
+             | "~" column                    fill in what was hidden                          ~text
+             | columns "->" column           produce the last one from the others             image, question -> answer
+             | columns "<->" columns         bring both sides close in one space              caption <-> image
+    columns  = column { "," column }
+    column   = name [ ":" type ]             a type said outright                             answer:label
     name     = letters, digits and _ . / in any script, with single - inside; any other name in "double quotes"
-    weight   = a number over 0: what the loss of the arrow's tokens is multiplied with                     2* image -> caption
+    weight   = a number over 0, with which the loss of the arrow's tokens is multiplied       2* image -> caption
 
 `parse(str(arrow)) == arrow` for every arrow.
 """
@@ -17,6 +18,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -80,12 +82,15 @@ class Arrow:
     def __str__(self) -> str:
         left, right = (", ".join(map(str, side)) for side in (self.inputs, self.outputs))
         weight = "" if self.weight == 1 else f"{self.weight!r}* ".replace(".0*", "*")
-        return weight + {
-            "produce": f"{left} -> {right}",
-            "model": f"-> {right}",
-            "fill": f"~{right}",
-            "align": f"{left} <-> {right}",
-        }[self.kind]
+        return (
+            weight
+            + {
+                "produce": f"{left} -> {right}",
+                "model": f"-> {right}",
+                "fill": f"~{right}",
+                "align": f"{left} <-> {right}",
+            }[self.kind]
+        )
 
 
 def parse(text: str) -> Arrow:
@@ -95,7 +100,9 @@ def parse(text: str) -> Arrow:
     and what to write instead.
     """
     if not isinstance(text, str):
-        raise ArrowError(f"an arrow came as {type(text).__name__} {text!r}; a text such as 'image -> caption' was expected")
+        raise ArrowError(
+            f"an arrow came as {type(text).__name__} {text!r}; a text such as 'image -> caption' was expected"
+        )
     return _Reader(text).arrow()
 
 
@@ -157,7 +164,9 @@ class _Reader:
         self.take("*")
         value = float(found[0])
         if not (0 < value < math.inf):
-            raise self.fail(f"the weight is {found[0]}; a number over 0 was expected (to leave an arrow out, do not give it)", start)
+            raise self.fail(
+                f"the weight is {found[0]}; a number over 0 was expected (to leave an arrow out, do not give it)", start
+            )
         return value
 
     def side(self, where: str) -> tuple[Column, ...]:
@@ -202,7 +211,9 @@ class _Reader:
             self.at = found.end()
             return found[0]
         if self.at == len(self.text):
-            hint = "; the design's `messages ->` is not there yet" if sign is not None and "messages" in self.seen else ""
+            hint = (
+                "; the design's `messages ->` is not there yet" if sign is not None and "messages" in self.seen else ""
+            )
             raise self.fail(f"a column name was expected {where}, and the arrow ends{hint}")
         raise self.fail(f"a column name was expected {where}, not {self.text[self.at]!r}; {QUOTE}")
 
@@ -210,7 +221,9 @@ class _Reader:
         """What to say where `->` or `<->` is missing."""
         rest = self.text[self.at :]
         if not rest:
-            return "an arrow needs '->' (produce), '<->' (bring close), or a first '~' (fill in), and this one ends without"
+            return (
+                "an arrow needs '->' (produce), '<->' (bring close) or a '~' in front (fill in); this one ends without"
+            )
         if rest.startswith(("=>", "-", ">", "<-", "—", "–", "<")):
             return "the arrow is written '->' (or '<->' for both ways)"
         if _NAME.match(rest):
@@ -222,7 +235,8 @@ class _Reader:
         here = self.text[self.at]
         if here == "," and arrow.kind == "produce":
             inputs = ", ".join(map(str, arrow.inputs))
-            return f"an arrow produces one column; write one arrow for each: '{inputs} -> {arrow.outputs[0]}' and '{inputs} -> ...'"
+            both = f"'{inputs} -> {arrow.outputs[0]}' and '{inputs} -> ...'"
+            return f"an arrow produces one column; write one arrow for each: {both}"
         if here == ",":
             return "this arrow takes one column; write one arrow for each"
         if self.text.startswith(("->", "<->", "→", "↔"), self.at):
@@ -235,8 +249,6 @@ QUOTE = "a name with spaces or signs stands in double quotes"
 
 def _width(text: str) -> int:
     """Columns of a terminal that `text` takes: East Asian wide characters take two."""
-    import unicodedata
-
     return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
 
 
@@ -250,8 +262,9 @@ def bad_type(kind: str) -> str:
 
 
 def parse_all(texts: Iterable[str]) -> list[Arrow]:
-    """Several arrows for one model. Raises ArrowError if there is none, if a task stands twice, or if two arrows give one
-    column different types.
+    """Several arrows for one model.
+
+    Raises ArrowError if there is none, if a task stands twice, or if two arrows give one column different types.
     """
     arrows = [parse(text) for text in texts]
     if not arrows:
@@ -272,7 +285,9 @@ def said_types(arrows: Sequence[Arrow]) -> dict[str, str]:
         for name, kind in arrow.types.items():
             before, first = said.setdefault(name, (kind, arrow))
             if before != kind:
-                raise ArrowError(f"column {name!r} is {before} in '{first}' and {kind} in '{arrow}'; a column has one type")
+                raise ArrowError(
+                    f"column {name!r} is {before} in '{first}' and {kind} in '{arrow}'; a column has one type"
+                )
     return {name: kind for name, (kind, _) in said.items()}
 
 

@@ -13,7 +13,7 @@ import io
 import math
 import os
 from collections.abc import Mapping
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +24,8 @@ from weft.errors import DataError
 from weft.modalities import audio, image
 from weft.recipe import AudioRecipe, ImageRecipe
 
+COUNTS = 64 << 20  # bytes of lengths that are remembered
+ENTRY = 200  # bytes of one entry, about
 ORIENTATION = 0x0112  # EXIF tag; 5 to 8 lie on their side
 
 
@@ -38,8 +40,8 @@ class Features(NamedTuple):
 class Cache(dict):
     """A dict that takes no more entries once `budget` bytes are in it.
 
-    Nothing is thrown out: an epoch goes through the same items in another order each time, and under that pattern an LRU
-    of too small a size would hold next to nothing that is asked for.
+    Nothing is thrown out: an epoch goes through the same items in another order each time, and under that pattern a
+    least-recently-used cache of too small a size would hold next to nothing of what is asked for.
     """
 
     def __init__(self, budget: int) -> None:
@@ -72,10 +74,14 @@ def identify(value: Any) -> tuple[Any, str]:
         return value, _digest(f"{value.shape}{value.dtype}".encode(), np.ascontiguousarray(value).data)
     if isinstance(value, tuple) and len(value) == 2:
         wave = np.asarray(value[0])
-        return (wave, value[1]), _digest(f"{wave.shape}{wave.dtype}{value[1]}".encode(), np.ascontiguousarray(wave).data)
+        return (wave, value[1]), _digest(
+            f"{wave.shape}{wave.dtype}{value[1]}".encode(), np.ascontiguousarray(wave).data
+        )
     if isinstance(value, Image.Image):
         return value, _digest(f"{value.mode}{value.size}".encode(), value.tobytes())
-    raise DataError(f"a cell of type {type(value).__name__} came; a path, bytes, an image, an array or (wave, rate) was expected")
+    raise DataError(
+        f"a cell of type {type(value).__name__} came; a path, bytes, an image, an array or (wave, rate) was expected"
+    )
 
 
 def _digest(head: bytes, content: Any) -> str:
@@ -144,7 +150,7 @@ class Reader:
         self.kept = Cache(budget)  # (kind, key) -> Features; ("pixels", key) -> (h,w,3) uint8
         self.shifted = Cache(budget // 8)  # those of one augmentation seed
         self.seed: int | None = None
-        self.counts: dict[tuple[str, str], int] = {}
+        self.counts = Cache(COUNTS)  # (kind, key) -> media tokens; ("frames", key) -> mel frames
         self._grids: dict[tuple, np.ndarray] = {}
 
     # ------------------------------------------------------------------------------------------------ lengths
@@ -158,7 +164,7 @@ class Reader:
                 known = (tall // self.pictures.patch) * (wide // self.pictures.patch)
             else:
                 known = -(-self.frames(source, key) // self.sounds.stack)
-            self.counts[kind, key] = known
+            self.counts.keep((kind, key), known, ENTRY)
         return known
 
     def frames(self, source: Any, key: str) -> int:
@@ -166,17 +172,13 @@ class Reader:
         known = self.counts.get(("frames", key))
         if known is None:
             samples = sound_length(source)
-            self._check_length(samples, key)
-            known = self.counts["frames", key] = -(-samples // audio.HOP)
+            if samples / audio.RATE > self.sounds.seconds:
+                raise DataError(
+                    f"{key}: the sound lasts {samples / audio.RATE:.2f} s, longer than "
+                    f"audio.seconds={self.sounds.seconds:g}; cut it, or raise audio.seconds"
+                )
+            known = self.counts.keep(("frames", key), -(-samples // audio.HOP), ENTRY)
         return known
-
-    def _check_length(self, samples: int, key: str) -> None:
-        seconds = samples / audio.RATE
-        if seconds > self.sounds.seconds:
-            raise DataError(
-                f"{key}: the sound lasts {seconds:.2f} s, longer than audio.seconds={self.sounds.seconds:g}; "
-                "cut it, or raise audio.seconds"
-            )
 
     # ------------------------------------------------------------------------------------------------ contents
 
@@ -184,7 +186,7 @@ class Reader:
         """The features of an item given as input."""
         known = self.kept.get((kind, key))
         if known is None:
-            known = self._patches(image.fit(image.open_image(source), self.pictures.size, self.pictures.patch)) if kind == "image" else self._frames(source, key)
+            known = self._patches(self._pixels(source)) if kind == "image" else self._frames(source, key)
             self.kept.keep((kind, key), known, known.values.nbytes + 500)
         return known
 
@@ -197,7 +199,7 @@ class Reader:
         if known is None:
             pixels = self.kept.get(("pixels", key))
             if pixels is None:
-                pixels = image.fit(image.open_image(source), self.pictures.size, self.pictures.patch)
+                pixels = self._pixels(source)
                 self.kept.keep(("pixels", key), pixels, pixels.nbytes + 500)
             move = shift_of(seed, key, round(self.pictures.augment * self.pictures.size))
             known = self._patches(image.shift(pixels, *move)), move
@@ -210,9 +212,18 @@ class Reader:
 
     def mel(self, source: Any, key: str) -> np.ndarray:
         """(T,M) float32, for the audio codec and the frames."""
-        wave = audio.open_audio(source)
-        self._check_length(len(wave), key)
-        return audio.log_mel(wave, self.sounds.mels)
+        promised = self.frames(source, key)
+        found = audio.log_mel(audio.open_audio(source), self.sounds.mels)
+        if len(found) != promised:
+            raise DataError(
+                f"{key}: its header promises {promised * audio.HOP / audio.RATE:.2f} s of sound, and "
+                f"{len(found) * audio.HOP / audio.RATE:.2f} s can be decoded; the file is damaged or cut off"
+            )
+        return found
+
+    def _pixels(self, source: Any) -> np.ndarray:
+        """(h,w,3) uint8 of whole patches."""
+        return image.fit(image.open_image(source), self.pictures.size, self.pictures.patch)
 
     def _patches(self, pixels: np.ndarray) -> Features:
         found = image.patches(pixels, self.pictures.patch)
@@ -220,7 +231,9 @@ class Reader:
 
     def _frames(self, source: Any, key: str) -> Features:
         found = audio.frames(self.mel(source, key), self.sounds.stack)
-        return Features(found.values, self._grid(("audio", len(found.values)), found.positions), float(math.ceil(found.advance)))
+        return Features(
+            found.values, self._grid(("audio", len(found.values)), found.positions), float(math.ceil(found.advance))
+        )
 
     def _grid(self, shape: tuple, positions: np.ndarray) -> np.ndarray:
         """One array of positions for all items of a shape."""

@@ -11,8 +11,9 @@ Shape letters:  L ids of one span  N media tokens  V the vocabulary
     image         patches (N,F)                    codes, always the same number of them
     audio         stacked mel frames (N,F)         codes, end
 
-It is saved inside the run (`renderer.json`, `tokenizer.json`, `codecs/`), so that training, evaluation and serving cannot
-differ. Everything it makes is kept up to a budget of bytes: from the second epoch on, rendering is putting spans in a row.
+It is saved inside the run (`renderer.json`, `tokenizer.json`, `codecs/`), so that training, evaluation and serving
+cannot differ. What it makes is kept up to a budget of bytes: from the second epoch on, rendering is putting spans in a
+row.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class Legal(NamedTuple):
 
 
 class Part(NamedTuple):
-    """One column of an arrow: its marker span, what makes its content span, what measures it, whether it is produced."""
+    """One column of an arrow: its marker, what makes its content span, what measures that, whether it is produced."""
 
     column: str
     marker: Span
@@ -91,14 +92,18 @@ class Renderer:
         for arrow in self.arrows:
             for name in arrow.columns:
                 if name not in self.columns:
-                    raise ArrowError(f"the arrow '{arrow}' names a column {name!r} without a type.{nearest(name, self.columns)}")
+                    raise ArrowError(
+                        f"the arrow '{arrow}' names a column {name!r} without a type.{nearest(name, self.columns)}"
+                    )
         sizes = {"text": self.text.size if self.text else 0}
         sizes |= {f"label:{name}": len(values) for name, values in self._labels.items()}
         sizes |= {f"codes:{kind}": codec.size for kind, codec in self.codecs.items()}
         for name, size in sizes.items():
             if size != len(self.vocabulary.blocks.get(name, ())):
                 have = len(self.vocabulary.blocks.get(name, ()))
-                raise DataError(f"the vocabulary has {have} ids for {name}, and there are {size}: they are not of one run")
+                raise DataError(
+                    f"the vocabulary has {have} ids for {name}, and there are {size}: they are not of one run"
+                )
 
     # ------------------------------------------------------------------------------------------------ arrows -> parts
 
@@ -110,7 +115,9 @@ class Renderer:
 
     def _marker(self, column: str, role: str) -> Span:
         ids = np.array([self.vocabulary.marker(column)], np.int64)
-        return Span("ids", ids, advance=1.0, role=role, column=column, key=("marker", column) if role == "input" else None)
+        return Span(
+            "ids", ids, advance=1.0, role=role, column=column, key=("marker", column) if role == "input" else None
+        )
 
     def _given(self, column: str, role: str) -> Part:
         """A column that the model is shown."""
@@ -145,7 +152,7 @@ class Renderer:
         output  False: stop behind the marker of the produced column (what a model is asked to go on from)
         rng     seed of the augmentation (one per epoch); None: none. Pictures given as input are then moved by up to
                 `image.augment` of their size, all samples of one picture by the same.
-        Raises DataError, naming row, column and file, for a missing value, media that cannot be decoded or an unknown label.
+        Raises DataError, naming row, column and file: a missing value, media that cannot be decoded, an unknown label.
         """
         spans = []
         kind = self.arrows[arrow_index].kind
@@ -178,7 +185,7 @@ class Renderer:
         return total
 
     def covers(self, record: Mapping[str, Any], arrow_index: int) -> bool:
-        """Whether the record has a value in every column of the arrow. One table carries several tasks by blank cells."""
+        """Whether the record has a value in every column of the arrow: blank cells let a table carry several tasks."""
         return not any(blank(record.get(column)) for column in self.arrows[arrow_index].columns)
 
     def index(self, arrow: Arrow | str) -> int:
@@ -205,6 +212,8 @@ class Renderer:
         if blank(value):
             raise DataError("there is no value")
         words = as_text(value, column)
+        if (known := self._texts.get((column, role, trained, words))) is not None:
+            return known
         if column in self._labels:
             ids = np.array([self._label(column, words)], np.int64)
         else:
@@ -237,8 +246,6 @@ class Renderer:
             features, move = self.reader.read_shifted(source, key, rng)
             name: tuple = (kind, key, *move)
         else:
-            if kind == "audio":
-                self.reader.frames(source, key)
             features, name = self.reader.read(kind, source, key), (kind, key)
         return Span(kind, None, *features, role, False, column, name if role == "input" else None)
 
@@ -353,7 +360,9 @@ class Renderer:
         ids = ids[: ends[0]] if len(ends) else ids
         strange = ids[(ids < block.start) | (ids >= block.stop)]
         if len(strange):
-            raise DataError(f"column {column!r}: id {strange[0]} is not one of its own, {block.start} to {block.stop - 1}")
+            raise DataError(
+                f"column {column!r}: id {strange[0]} is not one of its own, {block.start} to {block.stop - 1}"
+            )
         return ids - block.start
 
     # ------------------------------------------------------------------------------------------------ files

@@ -1,10 +1,10 @@
 """An arrow and a kind of model -> exactly one objective, one head, one decoder, one metric.
 
-    kind of model     -> text, a -> b          ~text            a -> b:label      a <-> b
-    decoder           next                     –                next              –
-    encoder           –                        masked           classify          –
-    encoder-decoder   seq2seq (with inputs)    seq2seq (spans)  seq2seq           –
-    dual              –                        –                –                 contrastive
+kind of model     -> text, a -> b          ~text            a -> b:label      a <-> b
+decoder           next                     –                next              –
+encoder           –                        masked           classify          –
+encoder-decoder   seq2seq (with inputs)    seq2seq (spans)  seq2seq           –
+dual              –                        –                –                 contrastive
 """
 
 from __future__ import annotations
@@ -73,18 +73,18 @@ def _objective(arrow: Arrow, output: ColumnType, kind: str) -> str:
 
 def _why(arrow: Arrow, output: ColumnType, kind: str) -> str:
     """Why a kind of model cannot, and what could."""
-    article = "an" if kind[0] in "aeiou" else "a"
-    families = lambda *kinds: " or ".join(f"{name} ({KINDS[name]})" for name in kinds)
+    take = lambda *kinds: "Take a family that is " + " or ".join(f"{name} ({KINDS[name]})" for name in kinds)
+    model = f"{'an' if kind[0] in 'aeiou' else 'a'} {kind} model"
     if arrow.kind == "align":
-        return f"brings two sides close, which {article} {kind} has not. Take a family that is {families('dual')}"
+        return f"brings two sides close, and {model} has one side. {take('dual')}"
     if arrow.kind == "fill":
-        return f"hides tokens, which {article} {kind} cannot fill in. Take a family that is {families('encoder', 'encoder-decoder')}"
+        return f"fills in hidden tokens, and {model} is not made for that. {take('encoder', 'encoder-decoder')}"
     if arrow.kind == "model":
-        return f"models a column from its beginning, which {article} {kind} cannot. Take a family that is {families('decoder')}, or write '~{arrow.output}'"
+        return f"writes a column from nothing, and {model} cannot. {take('decoder')}"
     if kind == "encoder":
-        say = f", or '{arrow.output}:label' if it has few values" if output.name == "text" else ""
-        return f"writes {output.name}, and an encoder writes labels only. Take a family that is {families('decoder', 'encoder-decoder')}{say}"
-    return f"produces a column, which {article} {kind} cannot. Take a family that is {families('decoder', 'encoder-decoder')}"
+        say = f", or say '{arrow.output}:label' if it has few values" if output.name == "text" else ""
+        return f"writes {output.name}, and {model} writes labels only. {take('decoder', 'encoder-decoder')}{say}"
+    return f"writes a column, and {model} writes none. {take('decoder', 'encoder-decoder')}"
 
 
 def _decoder(arrow: Arrow, output: ColumnType, objective: str) -> str:
@@ -108,7 +108,9 @@ def _metric(arrow: Arrow, types: Mapping[str, ColumnType]) -> str:
     if arrow.kind == "model":
         return "bits per byte" if output == "text" else "bits per token"
     heard = all(types[column.name].name == "audio" for column in arrow.inputs)
-    return {"label": "accuracy", "text": "word error" if heard else "exact match", "image": "judge", "audio": "judge"}[output]
+    return {"label": "accuracy", "text": "word error" if heard else "exact match", "image": "judge", "audio": "judge"}[
+        output
+    ]
 
 
 def describe(resolutions: Sequence[Resolution]) -> list[dict[str, str]]:

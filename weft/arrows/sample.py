@@ -1,7 +1,7 @@
 """A sample is a list of typed spans: one record, rendered for one arrow.
 
-Nothing below this line of the program knows what a column is. Lengths are derived here once; truncation and packing work
-on spans, so an image or a sound is never cut in half.
+Nothing below this line of the program knows what a column is. Lengths are derived here once; truncation and packing
+work on spans, so an image or a sound is never cut in half.
 
     image, question -> answer          [image][▒▒▒▒ 64 ▒▒▒▒][question][what colour is it?][answer][blue]
                                         marker    media       marker          text          marker  label
@@ -20,11 +20,11 @@ import numpy as np
 class Span:
     """One piece of a sample: token ids, or a continuous item.
 
-    kind       "ids" (text, markers, labels, codes: all numbers of the run's vocabulary), "image" or "audio" (continuous)
+    kind       "ids" (text, markers, labels, codes: all are ids of the vocabulary), "image" or "audio" (continuous)
     ids        (L,) int64 for kind "ids", else None
     values     (L,F) float16/float32 features for continuous kinds, else None
     positions  (L,3) float32 offsets (sequence, row, column) from where the span starts; None: 0..L-1 on every axis
-    advance    how far the position moves past this span (a text: L; an image: max(rows, columns); a sound: its seconds * rate)
+    advance    how far the position moves past this span (text: L; image: max(rows, columns); sound: seconds * rate)
     role       "input", or "output" (what the arrow produces; for `a <-> b` the right side)
     loss       whether its ids are trained
     column     the column it renders; None for structure

@@ -1,9 +1,9 @@
 """A rendered sample as a person can read it, its trained tokens visibly marked.
 
-    |image| [image 64 tokens] |question| what colour is it? |answer| «blue»
+|image| [image 64 tokens] |question| what colour is it? |answer| «blue»
 
-    |name|   the marker of a column        «...»   trained (and green where colours are)
-    [...]    media, or codes, by number    ⏎ ␀     characters that would disturb the terminal
+|name|   the marker of a column        «...»   trained (and green where colours are)
+[...]    media, or codes, by number    ⏎ ␀     characters that would disturb the terminal
 """
 
 from __future__ import annotations

@@ -5,11 +5,13 @@
     label   a few short values, each standing often: one token of its own per value
     text    everything else
 
-A guess is printed with its reason (`weft plan`), and overruled by `answer:label` in an arrow or by `types` in the recipe.
+A guess is printed with its reason (`weft plan`), and overruled by `answer:label` in an arrow or by `types` in the
+recipe.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePath
@@ -20,8 +22,8 @@ import numpy as np
 from weft.arrows.grammar import bad_type
 from weft.errors import ArrowError, DataError, nearest
 
-IMAGES = frozenset(".png .jpg .jpeg .webp .gif .bmp .tif .tiff .ppm .pgm".split())
-SOUNDS = frozenset(".wav .flac .mp3 .ogg .oga .opus .aif .aiff".split())
+IMAGES = frozenset([".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"])
+SOUNDS = frozenset([".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".aif", ".aiff"])
 MOST_LABELS = 50  # distinct values that are still taken for labels without being told
 ROWS_PER_LABEL = 10  # rows per distinct value, on average
 LABEL_WORDS = 3
@@ -73,7 +75,9 @@ class Table(Protocol):
     def column(self, name: str) -> Sequence[Any]: ...
 
 
-def guess(table: Table, types: Mapping[str, str] | None = None, columns: Iterable[str] | None = None) -> dict[str, ColumnType]:
+def guess(
+    table: Table, types: Mapping[str, str] | None = None, columns: Iterable[str] | None = None
+) -> dict[str, ColumnType]:
     """Column -> type with its reason, for `columns` (default: all of the table's).
 
     `types` says some outright: column -> "image", "audio", "text" or "label".
@@ -97,13 +101,15 @@ def guess_one(name: str, values: Iterable[Any], said: str = "") -> ColumnType:
         return Label(distinct(name, filled), "as said")
     if said:
         return BY_NAME[said]("as said")
-    kinds = {kind_of(value) for value in filled}
-    if kinds == {"image"} or kinds == {"audio"}:
-        kind = kinds.pop()
-        return BY_NAME[kind](f"{len(filled)} {'images' if kind == 'image' else 'sounds'}: {_example(filled[0])}")
-    if "media" in kinds or (kinds & {"image", "audio"} and _named(filled)):
-        odd = next(v for v in filled if kind_of(v) != kind_of(filled[0])) if len(kinds) > 1 else filled[0]
-        raise DataError(f"column {name!r} mixes or holds media that is not known: {_example(filled[0])}, {_example(odd)}; say its type, as in '{name}:image'")
+    kinds = Counter(kind_of(value) for value in filled)
+    kind, count = kinds.most_common(1)[0]
+    if kind in ("image", "audio"):  # cells that are none fail when they are opened, and are listed then
+        odd = next((value for value in filled if kind_of(value) != kind), None)
+        others = f", {len(filled) - count} cells are none: {_example(odd)}" if odd is not None else ""
+        return BY_NAME[kind](f"{count} {'images' if kind == 'image' else 'sounds'}: {_example(filled[0])}{others}")
+    if kinds["media"]:
+        odd = next(value for value in filled if kind_of(value) == "media")
+        raise DataError(f"column {name!r} holds {_example(odd)}, which is no known image or sound; say '{name}:image'?")
     return _text_or_label(name, [as_text(value, name) for value in filled])
 
 
@@ -175,14 +181,11 @@ def _by_magic(head: bytes) -> str:
         return "image"
     if head[:4] == b"RIFF":
         return "image" if head[8:12] == b"WEBP" else "audio"
-    if head.startswith((b"fLaC", b"OggS", b"ID3", b"FORM")) or (head[:1] == b"\xff" and len(head) > 1 and head[1] & 0xE0 == 0xE0):
+    if head.startswith((b"fLaC", b"OggS", b"ID3", b"FORM")) or (
+        head[:1] == b"\xff" and len(head) > 1 and head[1] & 0xE0 == 0xE0
+    ):
         return "audio"
     return "media"
-
-
-def _named(values: list[Any]) -> bool:
-    """Whether most cells name media files: then the odd one is a mistake, not prose that mentions `cat.png`."""
-    return 2 * sum(kind_of(value) != "text" for value in values) > len(values)
 
 
 def _example(value: Any) -> str:

@@ -30,7 +30,11 @@ class Vocabulary:
     pad, end, mask = 0, 1, 2
 
     def __init__(
-        self, columns: Sequence[str], text: int = 0, labels: Mapping[str, int] | None = None, codes: Mapping[str, int] | None = None
+        self,
+        columns: Sequence[str],
+        text: int = 0,
+        labels: Mapping[str, int] | None = None,
+        codes: Mapping[str, int] | None = None,
     ) -> None:
         if len(set(columns)) != len(columns):
             raise ArrowError(f"a column stands twice among {', '.join(columns)}; each column has one marker")
