@@ -75,7 +75,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python bench/train.py
 
 docs: $(VENV)/.dev
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # Renews constraints.txt from the newest versions that pyproject.toml allows, keeping its head (everything up to the torch line).
 lock:
