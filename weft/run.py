@@ -7,7 +7,7 @@
     ├── model.safetensors   the newest saved weights       │ all that is needed to predict
     ├── renderer.json, tokenizer.json, codecs/             ┘
     ├── checkpoints/step-000500/                            all that is needed to go on (see train/checkpoint.py)
-    ├── metrics.jsonl       one JSON object per line, told apart by "kind"
+    ├── metrics.jsonl       a line per step (loss ...), per validation, and per event
     ├── skipped.jsonl       every row or file that was left out, and why
     └── card.md             what the model is, for people
 """
@@ -148,14 +148,14 @@ class Run:
 
     # ------------------------------------------------------------------------------------------------ what is written
 
-    def record(self, kind: str, **values: Any) -> None:
-        """Add a line to metrics.jsonl."""
-        append(self.path / METRICS, {"kind": kind, **values})
+    def record(self, **values: Any) -> None:
+        """Add a line to metrics.jsonl: step=, loss=, ... or step=, validation={...} or event="start", ..."""
+        append(self.path / METRICS, values)
 
-    def metrics(self, kind: str | None = None) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl, all or of one kind. A last line cut off by a kill is left out."""
+    def metrics(self, key: str = "") -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl, or those that have `key` ("loss", "validation", "event")."""
         path = self.path / METRICS
-        return [line for line in read_lines(path) if kind in (None, line["kind"])] if path.exists() else []
+        return [line for line in read_lines(path) if not key or key in line] if path.exists() else []
 
     def forget_after(self, step: int) -> None:
         """Drop the metrics of steps after `step`: a resume will live through them again."""

@@ -1,0 +1,47 @@
+"""card.md: what a trained model is, for people. Only what is known of it; what was not measured is not claimed."""
+
+from __future__ import annotations
+
+from weft.train.loop import Session
+from weft.train.prepare import Prepared
+
+
+def card(session: Session, prepared: Prepared) -> str:
+    """The card's text, from the run as it is."""
+    run, state = session.run, session.state
+    recipe = run.recipe
+    parameters = sum(p.numel() for p in session.model.parameters())
+    counted = {name: int((prepared.split == name).sum()) for name in ("train", "validation", "test")}
+    done = "all" if state.step == recipe.train.steps else f"{state.step:,} of"
+    lines = [
+        f"# {run.path.name}",
+        "",
+        f"A `{recipe.model.family}` model of {parameters:,} parameters, trained from nothing on `{prepared.table.name}`, "
+        f"{done} {recipe.train.steps:,} steps, {state.tokens:,} tokens.",
+        "",
+        "| arrow | objective | decoder | metric |",
+        "|---|---|---|---|",
+        *(f"| `{a}` | {r.objective} | {r.decoder} | {r.metric} |" for a, r in zip(session.names, prepared.resolutions, strict=True)),
+        "",
+        "| column | type | why |",
+        "|---|---|---|",
+        *(f"| {name} | {kind.name} | {kind.reason} |" for name, kind in prepared.types.items()),
+        "",
+        f"Rows: {counted['train']:,} for training, {counted['validation']:,} for validation, {counted['test']:,} for the test. "
+        f"Left out: {len(session.loader.skipped):,} (skipped.jsonl).",
+        "",
+        "Held-out loss per token at the end:",
+        "",
+        *held_out(run.metrics("validation")),
+        "",
+        "It knows what these rows show and nothing else; it has not been tested for any use beyond them.",
+        f"Go on with `weft eval {run.path}` and `weft predict {run.path} ARROW`.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def held_out(validations: list[dict]) -> list[str]:
+    """The last validation, as lines."""
+    if not validations:
+        return ["- no rows were held out"]
+    return [f"- `{name}`: {loss:.3f}" for name, loss in validations[-1]["validation"]["arrows"].items()]

@@ -1,0 +1,154 @@
+"""How long a run will take and how much memory, measured before it starts: a few real steps on real batches.
+
+    minutes ─┐                       ┌─ compile?   if the steps saved outweigh the compiling
+             ├─ real steps, timed ───┼─ steps      fixed here, saved in the recipe, so that a resume repeats them
+    batches ─┘                       └─ seconds and bytes, held against what they then were
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from weft.data.batch import Batch
+from weft.errors import RecipeError, nearest
+from weft.model import Model
+from weft.recipe import Recipe, TrainRecipe
+from weft.train import checkpoint
+from weft.train.loop import Session, State, step
+from weft.train.machine import peak_memory
+from weft.train.optim import Optimizer
+
+Say = Callable[[str], None]
+COMPILE = ("auto", "on", "off")
+COMPILING = 35.0  # seconds that compiling takes where it was never done (17-37 s seen on two cores)
+GAIN = {"bfloat16": 1.4, "float32": 1.8}  # how much faster a compiled step is, seen on two cores
+TIMED = 3  # steps timed, after one that warms up
+SLACK = 1.03  # later steps are this much slower than the ones timed: the machine is not alone
+BLIND = 2  # times the blind-modality alarm is run
+VALIDATIONS = 20  # per run, where the recipe does not say
+SAVING = 120.0  # seconds between checkpoints, where the recipe does not say
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """seconds: of the whole training; memory: bytes at the peak; step: seconds of one; tokens: real ones per second."""
+
+    seconds: float
+    memory: int
+    step: float
+    steps: int
+    tokens: float
+    compile: bool
+    compiling: float
+
+    def __str__(self) -> str:
+        compiled = f", compiled in {self.compiling:.0f} s" if self.compile else ""
+        return (
+            f"{self.steps:,} steps of {self.step:.2f} s{compiled}: {self.seconds / 60:.1f} minutes, "
+            f"{self.memory / 2**30:.2g} GB, {self.tokens:,.0f} tokens/s"
+        )
+
+
+def forecast(
+    session: Session, batches: Sequence[Sequence[Batch]], *, spent: float = 0.0, columns: int = 0, say: Say = lambda text: None
+) -> tuple[Forecast, Recipe]:
+    """Time real steps, decide compile and steps, and put model and optimiser back to where they were.
+
+    batches  of the first steps, as the loader gives them; spent  seconds of the recipe's minutes that are gone already;
+    columns  inputs that the blind-modality alarm will shuffle.
+    Returns the forecast, and the recipe with steps, compile, save_every and evaluate_every filled in.
+    """
+    recipe, began = session.run.recipe, time.perf_counter()
+    train = recipe.train
+    if train.options.compile not in COMPILE:
+        raise RecipeError(f"train.options.compile is {train.options.compile!r}.{nearest(train.options.compile, COMPILE)}")
+    start = {name: tensor.clone() for name, tensor in checkpoint.weights(session.model).items()}
+    pace, tokens = timed(session, batches)
+    left = lambda: 60 * train.minutes - spent - (time.perf_counter() - began)
+    compiling = 0.0
+    if train.options.compile == "on" or (train.options.compile == "auto" and pays(train, pace, left())):
+        compiling, pace = compiled(session, batches, pace, say)
+    checkpoint.fill(session.model, start)
+    session.optimizer, session.state = Optimizer(session.model, train), State()
+    steps = train.steps or max(1, math.floor(left() / (pace * SLACK) - watching(train, columns)))
+    options = replace(
+        train.options,
+        compile="on" if is_compiled(session.model) else "off",
+        save_every=train.options.save_every or max(1, round(SAVING / pace)),
+        evaluate_every=train.options.evaluate_every or math.ceil(steps / VALIDATIONS),
+    )
+    found = Forecast(
+        seconds=(steps + watching(train, columns)) * pace * SLACK,
+        memory=peak_memory(session.device),
+        step=pace,
+        steps=steps,
+        tokens=tokens / pace,
+        compile=is_compiled(session.model),
+        compiling=compiling,
+    )
+    return found, replace(recipe, train=replace(train, steps=steps, options=options))
+
+
+def watching(train: TrainRecipe, columns: int) -> float:
+    """What validation and the blind-modality alarm cost, in steps. A pass without gradients is a third of a step."""
+    every = train.options.evaluate_every
+    validations = train.steps / every if train.steps and every else VALIDATIONS
+    return (validations + BLIND * (1 + columns)) / 3
+
+
+def timed(session: Session, batches: Sequence[Sequence[Batch]]) -> tuple[float, float]:
+    """Seconds of a step, the median of TIMED after a first one, and real tokens in it. Weights move."""
+    session.model.train()
+    reports = []
+    for number in range(TIMED + 1):
+        reports.append(step(session, batches[number % len(batches)], time.perf_counter()))
+    return sorted(r.seconds for r in reports[1:])[TIMED // 2], sum(r.tokens for r in reports[1:]) / TIMED
+
+
+def pays(train: TrainRecipe, pace: float, left: float) -> bool:
+    """Whether a run of these steps, or of the steps that fit into `left` seconds, gains more by compiling than it costs."""
+    seconds = train.steps * pace if train.steps else left
+    return seconds * (1 - 1 / GAIN[train.options.dtype]) > COMPILING
+
+
+def compiled(session: Session, batches: Sequence[Sequence[Batch]], pace: float, say: Say) -> tuple[float, float]:
+    """Compile the stacks; seconds that it took, and of a step now. Where it cannot be done or does not help, undo it."""
+    must = session.recipe.options.compile == "on"
+    began = time.perf_counter()
+    compile_stacks(session.model)
+    try:
+        step(session, batches[0], began)
+    except Exception as error:
+        if must:
+            raise RecipeError(f"train.options.compile is on, and compiling fails here: {error}. Set it to off.") from error
+        say(f"compiling is not possible here ({str(error).splitlines()[0]}): going on without")
+        uncompile(session.model)
+        session.optimizer.zero()
+        return 0.0, pace
+    compiling = time.perf_counter() - began
+    faster, _ = timed(session, batches)
+    if faster > 0.97 * pace and not must:
+        say(f"compiled steps take {faster:.2f} s, plain ones {pace:.2f} s: going on without compiling")
+        uncompile(session.model)
+        return 0.0, pace
+    return compiling, faster
+
+
+def compile_stacks(model: Model) -> None:
+    """Mark the stacks; they are compiled by their first step. All batches have one shape, so one graph each is enough."""
+    for stack in model.stack_modules():
+        stack.compile(dynamic=False)
+
+
+def uncompile(model: Model) -> None:
+    """Back to plain Python."""
+    for stack in model.stack_modules():
+        stack._compiled_call_impl = None
+
+
+def is_compiled(model: Model) -> bool:
+    """Whether `compile_stacks` holds."""
+    return any(stack._compiled_call_impl is not None for stack in model.stack_modules())

@@ -1,0 +1,98 @@
+"""What the machine has: which device, whether bfloat16 pays, how much memory is free and was used."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import sys
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from weft.errors import RecipeError, nearest
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def pick_device() -> torch.device:
+    """CUDA, else Apple's GPU, else the processor."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+def pick_dtype(name: str, device: torch.device) -> str:
+    """The recipe's `auto` as float32 or bfloat16: bfloat16 where the machine multiplies it faster."""
+    if name not in ("auto", *DTYPES):
+        raise RecipeError(f"train.options.dtype is {name!r}.{nearest(name, ('auto', *DTYPES))}")
+    if name != "auto":
+        return name
+    if device.type == "cpu":
+        able = torch.cpu.get_capabilities()  # without these instructions bfloat16 on a processor is slower than float32
+        fast = bool(able.get("avx512_bf16") or able.get("amx_bf16") or able.get("bf16"))
+    else:
+        fast = device.type == "mps" or torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bfloat16" if fast else "float32"
+
+
+def autocast(device: torch.device, dtype: str) -> contextlib.AbstractContextManager:
+    """The context in which forward passes run: weights and sums stay float32, products are of `dtype`."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most bytes used so far: of the device where it has its own memory, else of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def used_memory(device: torch.device) -> int:
+    """Bytes in use now."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:  # no /proc: the peak is the nearest thing that can be asked for
+        return peak_memory(device)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that may still be taken."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            lines = dict(line.split(":", 1) for line in file)
+        return int(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def describe(device: torch.device) -> str:
+    """The machine in a few words, for the record."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cores = f"{torch.get_num_threads()} threads of {os.cpu_count()} cores"
+    return f"{platform.machine()} {device.type}, {cores}"
+
+
+@contextlib.contextmanager
+def eager(model: nn.Module) -> Iterator[None]:
+    """Run compiled parts uncompiled for a while: a pass without gradients would be compiled a second time."""
+    compiled = [(m, m._compiled_call_impl) for m in model.modules() if m._compiled_call_impl is not None]
+    for module, _ in compiled:
+        module._compiled_call_impl = None
+    try:
+        yield
+    finally:
+        for module, call in compiled:
+            module._compiled_call_impl = call

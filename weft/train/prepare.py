@@ -1,0 +1,259 @@
+"""From a recipe and a table to everything that a model needs before its first step.
+
+    table ─ types ─ split ─┬─ text codec        from the training rows' texts only
+                           ├─ image, audio codec    only for columns that an arrow produces; training rows only
+                           └─ vocabulary ─ renderer ─ model config
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from weft import families
+from weft.arrows.grammar import Arrow, check_columns, parse_all, said_types
+from weft.arrows.render import Renderer
+from weft.arrows.resolve import Resolution, resolve
+from weft.arrows.types import ColumnType, Label, as_text, blank, guess
+from weft.arrows.vocabulary import Vocabulary
+from weft.core.config import ModelConfig
+from weft.data.sources import Table
+from weft.data.split import assign
+from weft.errors import DataError, RecipeError, nearest
+from weft.modalities.audio import log_mel, open_audio, to_wav, to_wave
+from weft.modalities.codes import AudioCodec, ImageCodec
+from weft.modalities.image import open_image, square, to_png
+from weft.modalities.text import TextCodec
+from weft.recipe import Recipe
+
+Say = Callable[[str], None]
+ITEMS = 3000  # pictures or sounds that a codec is trained on: more do not make it better in the time it has
+SHARE = 0.08  # of the run's minutes, at most, for each codec
+PROBE = 12  # steps that tell how long a codec's step takes
+STEPS = 500  # what a codec takes by itself
+PAIRS = 6  # originals and reconstructions kept for the report
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What follows from recipe and table, ready to build a model and a loader from. split (rows,) names."""
+
+    table: Table
+    split: np.ndarray
+    types: dict[str, ColumnType]
+    arrows: list[Arrow]
+    resolutions: list[Resolution]
+    renderer: Renderer
+    config: ModelConfig
+
+
+def understand(recipe: Recipe, table: Table) -> tuple[list[Arrow], dict[str, ColumnType], list[Resolution]]:
+    """The cheap part, which reads no media: arrows, column types with their reasons, what each arrow resolves to."""
+    arrows = parse_all(recipe.arrows)
+    check_columns(arrows, table.columns)
+    columns = list(dict.fromkeys(name for arrow in arrows for name in arrow.columns))
+    types = guess(table, {**recipe.types, **said_types(arrows)}, columns)
+    family = recipe.model.family
+    if family not in families.FAMILIES:
+        raise RecipeError(f"There is no family {family!r}.{nearest(family, families.FAMILIES)}")
+    return arrows, types, [resolve(arrow, types, families.FAMILIES[family].kind) for arrow in arrows]
+
+
+def prepare(
+    recipe: Recipe, table: Table, folder: Path | None = None, say: Say = lambda text: None, *, quick: bool = False
+) -> Prepared:
+    """Train the codecs and put everything together. With `folder` (a run directory) it is all written there.
+
+    quick  only begin with codecs: every size is right, what a code looks like is not
+    """
+    arrows, types, resolutions = understand(recipe, table)
+    split = assign(table, recipe.split, recipe.seed)
+    rows = np.flatnonzero(split == "train")
+    if not len(rows):
+        raise DataError(f"{table.name} has no training rows: the column `split` gives them all away.")
+    text = text_codec(recipe, table, rows, types)
+    if text is not None:
+        say(f"text: {text.size} byte pairs from the training rows")
+    codecs, told = media_codecs(recipe, table, rows, arrows, types, say, PROBE if quick else 0)
+    vocabulary = Vocabulary(
+        list(types),
+        text=text.size if text else 0,
+        labels={name: len(t.values) for name, t in types.items() if isinstance(t, Label)},
+        codes={kind: codec.size for kind, codec in codecs.items()},
+    )
+    renderer = Renderer(recipe, types, arrows, vocabulary, text, codecs)
+    config = model_config(recipe, types, arrows, resolutions, vocabulary)
+    if folder is not None:
+        renderer.save(folder)
+        show_codecs(folder / "codecs", codecs, told, samples(recipe, table, split, arrows, types, codecs))
+    return Prepared(table, split, types, arrows, resolutions, renderer, config)
+
+
+def text_codec(recipe: Recipe, table: Table, rows: np.ndarray, types: dict[str, ColumnType]) -> TextCodec | None:
+    """Byte pairs of the distinct texts of the training rows; None where no arrow has a text column."""
+    columns = [name for name, kind in types.items() if kind.name == "text"]
+    if not columns:
+        return None
+    texts: dict[str, None] = {}
+    for name in columns:
+        cells = table.column(name)
+        texts.update(dict.fromkeys(as_text(cells[i], name) for i in rows if not blank(cells[i])))
+    return TextCodec.train(list(texts), recipe.text.vocabulary)
+
+
+def produced(arrows: Sequence[Arrow], types: dict[str, ColumnType]) -> dict[str, list[str]]:
+    """ "image", "audio" -> the columns of that type which some arrow produces."""
+    columns = dict.fromkeys(arrow.output for arrow in arrows if arrow.kind in ("produce", "model"))
+    found: dict[str, list[str]] = {}
+    for name in columns:
+        if types[name].name in ("image", "audio"):
+            found.setdefault(types[name].name, []).append(name)
+    return found
+
+
+def media_codecs(
+    recipe: Recipe, table: Table, rows: np.ndarray, arrows: Sequence[Arrow], types: dict[str, ColumnType], say: Say,
+    steps: int = 0,
+) -> tuple[dict[str, Any], dict[str, Any]]:  # fmt: skip
+    """A trained codec for each kind of media that is produced, and what is to be told of it. steps 0: as time allows."""
+    codecs: dict[str, Any] = {}
+    told: dict[str, Any] = {}
+    for kind, columns in produced(arrows, types).items():
+        rows_of = producing(table, rows, arrows, columns)
+        items = [item for item, _ in distinct(recipe, table, rows_of, kind, 64 if steps else ITEMS)]
+        maker, settings = (ImageCodec, recipe.image) if kind == "image" else (AudioCodec, recipe.audio)
+        train = lambda some, n: maker.train(some, settings, seed=recipe.seed, steps=n)
+        codec, report = train(items, steps or affordable(recipe, items, train))
+        codecs[kind], told[kind] = codec, {"codebook": codec.size, "use": report.used, **asdict(report)}
+        say(
+            f"{kind} codes: {report.used:.0%} of {codec.size} in use, error {report.error:.3g} (the mean {kind}: "
+            f"{report.baseline:.3g}), {report.seconds:.0f} s"
+        )
+    return codecs, told
+
+
+def affordable(recipe: Recipe, items: Sequence[np.ndarray], train: Callable[[Any, int], Any]) -> int:
+    """Steps of a codec that fit into its share of the run's minutes; 0, its own number, where that fits or steps are given."""
+    if recipe.train.steps:
+        return 0
+    began = time.perf_counter()
+    train(items[:64], PROBE)
+    allowed = int(SHARE * 60 * recipe.train.minutes * PROBE / (time.perf_counter() - began))
+    return 0 if allowed >= STEPS else max(PROBE, allowed)
+
+
+def producing(table: Table, rows: np.ndarray, arrows: Sequence[Arrow], columns: Sequence[str]) -> dict[str, np.ndarray]:
+    """For each of `columns`, those rows under which some arrow produces it: none of the arrow's cells is blank."""
+    found: dict[str, np.ndarray] = {}
+    for name in columns:
+        taken = np.zeros(len(table), bool)
+        for arrow in arrows:
+            if arrow.output == name:
+                taken |= np.all([table.filled(column) for column in arrow.columns], axis=0)
+        found[name] = rows[taken[rows]]
+    return found
+
+
+def distinct(
+    recipe: Recipe, table: Table, rows_of: dict[str, np.ndarray], kind: str, limit: int
+) -> Iterator[tuple[np.ndarray, Any]]:
+    """Decoded pictures (H,W,3) or log-mels (frames,mels) of distinct cells, with their sources, in a seeded order.
+
+    A cell that cannot be decoded is passed over here; the loader lists it when its row's turn comes.
+    """
+    sources: dict[Any, Any] = {}
+    for name, rows in rows_of.items():
+        cells = table.column(name)
+        for i in rows:
+            cell = cells[i]
+            sources.setdefault(cell if isinstance(cell, str | bytes | Path) else id(cell), (name, int(i)))
+    places = list(sources.values())
+    order = np.random.default_rng(recipe.seed).permutation(len(places))
+    given, last = 0, None
+    for index in order:
+        if given == limit:
+            return
+        name, row = places[index]
+        source = table.row(row)[name]
+        try:
+            item = open_image(source) if kind == "image" else log_mel(open_audio(source), recipe.audio.mels)
+        except DataError as error:
+            last = error
+            continue
+        given += 1
+        yield item, source
+    if not given and last is not None:
+        raise last
+
+
+def model_config(
+    recipe: Recipe,
+    types: dict[str, ColumnType],
+    arrows: Sequence[Arrow],
+    resolutions: Sequence[Resolution],
+    vocabulary: Vocabulary,
+) -> ModelConfig:
+    """The family's config for this vocabulary, these inputs, these heads."""
+    inputs = {types[c.name].name for arrow in arrows for c in arrow.inputs}
+    inputs |= {types[c.name].name for arrow in arrows if arrow.kind == "align" for c in arrow.outputs}
+    features = {"image": 3 * recipe.image.patch**2, "audio": recipe.audio.stack * recipe.audio.mels}
+    labels = {
+        r.head: len(types[arrow.output].values)  # type: ignore[union-attr]
+        for arrow, r in zip(arrows, resolutions, strict=True)
+        if r.objective == "classify"
+    }
+    model = recipe.model
+    return families.make(
+        model.family, vocab=vocabulary.size, length=recipe.train.length, dim=model.dim, depth=model.depth, heads=model.heads,
+        stems={kind: n for kind, n in features.items() if kind in inputs}, labels=labels, options=dict(model.options),
+    )  # fmt: skip
+
+
+def samples(
+    recipe: Recipe, table: Table, split: np.ndarray, arrows: Sequence[Arrow], types: dict[str, ColumnType],
+    codecs: dict[str, Any],
+) -> dict[str, list[np.ndarray]]:  # fmt: skip
+    """A few held-out items of each kind that has a codec; of the training rows where none is held out."""
+    found = {}
+    for kind, columns in produced(arrows, types).items():
+        for names in (("validation", "test"), ("train",)):
+            rows_of = producing(table, np.flatnonzero(np.isin(split, names)), arrows, columns)
+            if any(len(rows) for rows in rows_of.values()):
+                break
+        found[kind] = [item for item, _ in distinct(recipe, table, rows_of, kind, PAIRS)]
+    return {kind: items for kind, items in found.items() if kind in codecs}
+
+
+def show_codecs(folder: Path, codecs: dict[str, Any], told: dict[str, Any], items: dict[str, list[np.ndarray]]) -> None:
+    """Write codecs/report.json, and originals beside what their codes give back."""
+    for kind, codec in codecs.items():
+        originals = items[kind]
+        if kind == "image":
+            originals = [square(item, codec.settings["size"]) for item in originals]
+        back = codec.decode(codec.encode(originals))
+        write, ending = (to_png, "png") if kind == "image" else (lambda mel: to_wav(to_wave(mel)), "wav")
+        pairs = []
+        for number, pair in enumerate(zip(originals, back, strict=True)):
+            names = [f"{kind}-{number}-{side}.{ending}" for side in ("original", "codes")]
+            for name, item in zip(names, pair, strict=True):
+                (folder / name).write_bytes(write(item))
+            pairs.append(names)
+        told[kind]["pairs"] = pairs
+    if codecs:
+        (folder / "report.json").write_text(json.dumps(told, indent=1), encoding="utf-8")
+
+
+def resolved(recipe: Recipe, prepared: Prepared) -> Recipe:
+    """The recipe with what preparation decided written in: types, size of the vocabulary."""
+    text = prepared.renderer.text
+    return replace(
+        recipe,
+        types={name: kind.name for name, kind in prepared.types.items()},
+        text=replace(recipe.text, vocabulary=text.size if text else 0),
+    )

@@ -1,0 +1,284 @@
+"""`train`: from words to a trained run directory, and from a half-trained one on.
+
+    recipe ─ table ─ prepare ─ check ─ forecast ─┐          a new run
+                                                 ├─ loop ─ model.safetensors, card.md
+    run directory ─ newest valid checkpoint ─────┘          a resumed one
+"""
+
+from __future__ import annotations
+
+import json as json_module
+import math
+import shlex
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import weft
+from weft.arrows.resolve import describe
+from weft.core.config import to_tree
+from weft.data.batch import Batch
+from weft.data.loader import Loader
+from weft.data.sources import Table, content, open_table
+from weft.errors import RecipeError, RunError
+from weft.model import build
+from weft.recipe import Recipe, load, override
+from weft.run import CONFIG, Run, replace_text
+from weft.train.card import card
+from weft.train.check import prove
+from weft.train.forecast import Forecast, compile_stacks, forecast
+from weft.train.loop import Interrupt, Session, Watcher, loop, restore, save
+from weft.train.machine import describe as describe_machine
+from weft.train.machine import peak_memory, pick_device, pick_dtype
+from weft.train.optim import Optimizer
+from weft.train.prepare import Prepared, prepare, produced, resolved, understand
+from weft.train.progress import Progress, speak
+from weft.train.watch import Blind, Evaluate, Log, Save, swapped
+
+PREPARED = "prepared.json"  # written last before the first step: from then on a run only needs to be gone on with
+HELD = 8  # micro-batches of held-out rows that a validation looks at
+
+
+def train(
+    data: Any = None,
+    *arrows: str,
+    out: str | Path | None = None,
+    minutes: float | None = None,
+    steps: int | None = None,
+    resume: str | Path | Run | None = None,
+    family: str | None = None,
+    overrides: Sequence[str] = (),
+    json: bool = False,
+) -> Run:
+    """Train one model on all `arrows` of a table, or go on with a run (`resume`).
+
+    data       a path, a built-in name, rows in memory; or a recipe (.toml), which brings arrows of its own
+    out        the run directory; default runs/<name>-<n>
+    minutes, steps   how long: minutes become steps by the forecast, once, and are saved
+    overrides  "key=value" of the recipe, as "train.lr=0.01"
+    json       print the held-out losses as JSON to stdout at the end
+
+    Ctrl-C or SIGTERM saves and returns; a second one raises KeyboardInterrupt. Raises WeftError for what the user can mend.
+    """
+    began = time.perf_counter()
+    if resume is not None:
+        run = resume if isinstance(resume, Run) else Run.open(resume, None if isinstance(data, str | Path) else data)
+        if minutes is not None or steps is not None:
+            raise RecipeError("A resumed run keeps its number of steps, so that it repeats: leave out minutes and steps.")
+    else:
+        if data is None:
+            raise RecipeError("Name the data, or the run to resume.")
+        recipe, source = make_recipe(data, arrows, family=family, minutes=minutes, steps=steps, overrides=overrides)
+        out = Path(out or recipe.out or free(name_of(recipe, source)))
+        run = Run.create(out, replace(recipe, out=str(out)), shlex.join(["weft", *sys.argv[1:]]), source)
+    with run.lock():
+        go(run, began)
+    if json:
+        print(json_module.dumps(held_out(run), indent=2, ensure_ascii=False))
+    return run
+
+
+def make_recipe(
+    data: Any, arrows: Sequence[str], *, family: str | None = None, minutes: float | None = None, steps: int | None = None,
+    overrides: Sequence[str] = (),
+) -> tuple[Recipe, Any]:  # fmt: skip
+    """The recipe that these words mean, and the table where it is held in memory (else None)."""
+    source = None
+    if isinstance(data, str | Path) and str(data).endswith(".toml"):
+        recipe = load(data)
+        if not recipe.data:
+            raise RecipeError(f"{data} names no data: add a line such as data = \"photos/metadata.csv\".")
+    elif isinstance(data, str | Path):
+        recipe = Recipe(data=str(data))
+    else:
+        recipe, source = Recipe(), open_table(data)
+    if arrows:
+        recipe = replace(recipe, arrows=tuple(str(arrow) for arrow in arrows))
+    if family:
+        recipe = replace(recipe, model=replace(recipe.model, family=family))
+    if minutes is not None:
+        recipe = replace(recipe, train=replace(recipe.train, minutes=minutes, steps=0))
+    if steps is not None:
+        recipe = replace(recipe, train=replace(recipe.train, steps=steps))
+    recipe = override(recipe, list(overrides))
+    if recipe.train.steps < 0 or recipe.train.minutes <= 0:
+        raise RecipeError(f"train.steps={recipe.train.steps}, train.minutes={recipe.train.minutes}: they have to be positive.")
+    if source is None and Path(recipe.data).exists():
+        recipe = replace(recipe, data=str(Path(recipe.data).resolve()))  # a resume may come from another folder
+    return recipe, source
+
+
+def name_of(recipe: Recipe, source: Any) -> str:
+    """What to call a run of this data: photos/metadata.csv -> photos."""
+    if source is not None:
+        return "table"
+    path = Path(recipe.data)
+    return path.parent.name if path.stem == "metadata" and path.parent.name else path.stem
+
+
+def free(name: str) -> Path:
+    """runs/<name>-<n>, the first that is not there yet."""
+    number = 1
+    while (Path("runs") / f"{name}-{number}").exists():
+        number += 1
+    return Path("runs") / f"{name}-{number}"
+
+
+# ------------------------------------------------------------------------------------------------ the course of a run
+
+
+def go(run: Run, began: float) -> None:
+    """Bring a locked run to its end, or as far as it is let."""
+    session, prepared = reopen(run) if is_prepared(run) else begin(run, began)
+    if session.state.step >= session.recipe.steps:
+        speak(f"{run.path} is done: all {session.recipe.steps:,} steps are trained.")
+        return
+    progress = Progress(session.recipe.steps, session.state.step)
+    watchers: list[Watcher] = [Log(progress), *held_out(session, prepared, progress.say), Save()]
+    before, started = session.state.seconds, time.perf_counter()
+    with Interrupt() as stop, progress.shown():
+        loop(session, watchers, stop)
+        save(session)
+    finish(session, prepared, stop.asked, before + time.perf_counter() - started)
+
+
+def is_prepared(run: Run) -> bool:
+    """Whether everything before the first step was done."""
+    return (run.path / PREPARED).is_file()
+
+
+def begin(run: Run, began: float) -> tuple[Session, Prepared]:
+    """A new run: prepare, prove, foresee; from here on a kill loses nothing but time."""
+    device = pick_device()
+    options = replace(run.recipe.train.options, dtype=pick_dtype(run.recipe.train.options.dtype, device))
+    run.recipe = replace(run.recipe, train=replace(run.recipe.train, options=options))
+    prepared = prepare(run.recipe, run.table, run.path, speak)
+    run.recipe = resolved(run.recipe, prepared)
+    replace_text(run.path / CONFIG, json_module.dumps(to_tree(prepared.config), indent=1) + "\n")
+    if options.check:
+        speak(str(prove(run.recipe, prepared)))
+    session = assemble(run, prepared, device)
+    batches = [session.loader.step(number) for number in range(2)]
+    found, run.recipe = forecast(
+        session, batches, spent=time.perf_counter() - began, columns=len(inputs(prepared)), say=speak
+    )  # fmt: skip
+    speak(str(found))
+    tell(session, prepared, found)
+    run.keep(run.recipe)
+    replace_text(run.path / PREPARED, json_module.dumps({"fingerprint": run.table.fingerprint}) + "\n")
+    return session, prepared
+
+
+def reopen(run: Run) -> tuple[Session, Prepared]:
+    """A run that was prepared: everything from its files, weights from the newest valid checkpoint."""
+    said = json_module.loads((run.path / PREPARED).read_text(encoding="utf-8"))
+    if said["fingerprint"] != run.table.fingerprint:
+        raise RunError(
+            f"{run.table.name} is not what {run.path} was trained on: its content has changed. Restore it, or train anew."
+        )
+    arrows, types, resolutions = understand(run.recipe, run.table)
+    prepared = Prepared(run.table, run.split, types, arrows, resolutions, run.renderer, run.config)
+    session = assemble(run, prepared, pick_device())
+    if run.recipe.train.options.compile == "on":
+        compile_stacks(session.model)
+    there = restore(session, speak)
+    run.record(event="resume", step=session.state.step)
+    speak(f"going on with {run.path} " + (f"after step {session.state.step:,}" if there else "at its first step: nothing was saved"))
+    return session, prepared
+
+
+def assemble(run: Run, prepared: Prepared, device: torch.device) -> Session:
+    """Model, optimiser and loader at step 0. Media that is to be produced is coded ahead, many at once."""
+    rows = np.flatnonzero(prepared.split != "test")
+    for columns in produced(prepared.arrows, prepared.types).values():
+        for name in columns:
+            cells = prepared.table.column(name)
+            first = {content(cells[i]): int(i) for i in rows[prepared.table.filled(name)[rows]]}
+            prepared.renderer.precode(name, (prepared.table.row(i)[name] for i in first.values()))
+    model = build(prepared.config, run.recipe.seed).to(device)
+    names = [str(arrow) for arrow in prepared.arrows]
+    return Session(run, model, Optimizer(model, run.recipe.train), loader_of(prepared, run.recipe), device, names)
+
+
+def loader_of(prepared: Prepared, recipe: Recipe, table: Table | None = None) -> Loader:
+    """The loader of the run's rows, or of another table with the same rows."""
+    return Loader(
+        table or prepared.table, prepared.renderer, arrows=prepared.arrows, resolutions=prepared.resolutions, recipe=recipe,
+        split=prepared.split,
+    )  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------ held-out rows
+
+
+def inputs(prepared: Prepared) -> dict[str, list[str]]:
+    """Input column -> the arrows that read it."""
+    users: dict[str, list[str]] = {}
+    for arrow in prepared.arrows:
+        for column in arrow.inputs if arrow.kind == "produce" else ():
+            users.setdefault(column.name, []).append(str(arrow))
+    return users
+
+
+def held_out(session: Session, prepared: Prepared, say: Callable[[str], None]) -> list[Watcher]:
+    """The watchers that look at validation rows; none where there are no such rows."""
+    if not (prepared.split == "validation").any():
+        say("no rows are held out for validation, so nothing is said about rows that the model has not seen")
+        return []
+    plain = look_at(session, prepared, prepared.table)
+    makers = {}
+    for column in inputs(prepared):
+        rows = np.flatnonzero(prepared.split == "validation")
+        table = swapped(prepared.table, column, rows, session.run.recipe.seed)
+        if table is not None:
+            makers[column] = partial(look_at, session, prepared, table)
+    return [Evaluate(plain), Blind(plain, makers, inputs(prepared), say)]
+
+
+def look_at(session: Session, prepared: Prepared, table: Table) -> list[Batch]:
+    """About one step of a table's validation rows, in HELD micro-batches, so that their spread tells how sure a mean is."""
+    recipe = session.run.recipe
+    train = recipe.train
+    height = max(1, train.tokens // train.length)
+    loader = loader_of(prepared, replace(recipe, train=replace(train, micro=math.ceil(height / HELD))), table)
+    limit = max(HELD, train.tokens // len(prepared.arrows) // 8)  # samples per arrow; an eighth of a token is less than any
+    steps = loader.evaluation("validation", limit)
+    return list(islice((batch for batches in steps for batch in batches), HELD))
+
+
+# ------------------------------------------------------------------------------------------------ what is written
+
+
+def tell(session: Session, prepared: Prepared, found: Forecast) -> None:
+    """The first line of metrics.jsonl: what was decided and foreseen."""
+    session.run.record(
+        event="start",
+        command=" ".join(["weft", *sys.argv[1:]]),
+        weft=weft.__version__,
+        torch=torch.__version__,
+        machine=describe_machine(session.device),
+        parameters=sum(p.numel() for p in session.model.parameters()),
+        resolutions=describe(prepared.resolutions),
+        forecast={**asdict(found)},
+    )
+
+
+def finish(session: Session, prepared: Prepared, stopped: str, seconds: float) -> None:
+    """What is written at the end, or where a signal ended it."""
+    run, state = session.run, session.state
+    run.skip([{"row": s.row, "file": s.what, "arrow": s.arrow, "reason": s.reason} for s in session.loader.skipped])
+    run.record(
+        event="stop" if stopped else "end", step=state.step, seconds=seconds, memory=peak_memory(session.device),
+        nonfinite=state.bad, skipped=len(session.loader.skipped),
+    )  # fmt: skip
+    replace_text(run.path / "card.md", card(session, prepared))
+    if stopped:
+        speak(f"{stopped}: saved after step {state.step:,}. Go on with: weft train --resume {run.path}")
