@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from weft.arrows.grammar import Arrow, parse
 from weft.arrows.sample import Sample, Span
-from weft.arrows.types import kind_of
+from weft.arrows.types import Image, Label, Text, kind_of
 from weft.arrows.vocabulary import Vocabulary
 from weft.errors import DataError
 
@@ -31,16 +32,32 @@ class WordRenderer:
         self.arrows, self.labels, self.image = arrows, labels or {}, image
         columns = list(dict.fromkeys(name for arrow in arrows for name in arrow.columns))
         self.vocabulary = Vocabulary(columns, WORDS, {name: len(v) for name, v in self.labels.items()})
+        self.columns = {
+            name: Label(self.labels[name]) if name in self.labels else Image() if name == "image" else Text()
+            for name in columns
+        }
+        self.codecs: dict = {}
         self.media: dict[object, np.ndarray] = {}
         self.rendered = 0
+
+    def length(self, record: dict, arrow_index: int, *, row: int = -1) -> int:
+        return len(self.render(record, arrow_index, row=row))
+
+    @property
+    def text(self):
+        return SimpleNamespace(encode=self.words)
+
+    @property
+    def reader(self):
+        return SimpleNamespace(count=lambda kind, source, key: len(self.content("", Path(source))))
 
     def words(self, text: str) -> np.ndarray:
         start = self.vocabulary.block("text").start
         return np.array([start + zlib.crc32(word.encode()) % WORDS for word in text.split()], np.int64)
 
-    def marker(self, column: str) -> Span:
+    def marker(self, column: str, role: str = "input") -> Span:
         ids = np.array([self.vocabulary.marker(column)])
-        return Span("ids", ids, advance=1.0, key=("marker", column))
+        return Span("ids", ids, advance=1.0, role=role, key=("marker", column) if role == "input" else None)
 
     def content(self, column: str, value: object) -> Span:
         if kind_of(value) == "image":
@@ -61,18 +78,19 @@ class WordRenderer:
         ids = self.words(str(value))
         return Span("ids", ids, advance=float(len(ids)), column=column, key=(column, str(value)))
 
-    def render(self, record: dict, arrow_index: int, *, row: int = -1, output: bool = True) -> Sample:
+    def render(
+        self, record: dict, arrow_index: int, *, row: int = -1, output: bool = True, rng: int | None = None
+    ) -> Sample:
         self.rendered += 1
         arrow = self.arrows[arrow_index]
         spans: list[Span] = []
         for column in arrow.inputs:
             spans += [self.marker(column.name), self.content(column.name, record[column.name])]
         for column in arrow.outputs:
+            spans.append(self.marker(column.name, "output"))
             if arrow.kind == "align":
-                span = self.content(column.name, record[column.name])
-                spans.append(Span(span.kind, span.ids, span.values, span.positions, span.advance, "output", column=column.name))
+                spans.append(replace(self.content(column.name, record[column.name]), role="output", key=None))
                 continue
-            spans.append(self.marker(column.name))
             if column.name in self.labels:
                 at = self.labels[column.name].index(str(record[column.name]))
                 ids = np.array([self.vocabulary.block(f"label:{column.name}")[at]])

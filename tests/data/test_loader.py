@@ -52,6 +52,7 @@ def load(renderer, resolved):
 
 def same(one: list[batches.Batch], two: list[batches.Batch]) -> bool:
     """Bit for bit."""
+
     def fields(b: batches.Batch) -> list[torch.Tensor]:
         tokens = [b.tokens.ids, b.tokens.document, b.tokens.branch, b.tokens.positions, b.weights, b.arrow]
         more = [b.targets, None if b.source is None else b.source.ids]
@@ -59,7 +60,9 @@ def same(one: list[batches.Batch], two: list[batches.Batch]) -> bool:
         return tokens + [one for one in more if one is not None] + media
 
     return len(one) == len(two) and all(
-        len(fields(a)) == len(fields(b)) and all(map(torch.equal, fields(a), fields(b))) and (a.total, a.rows) == (b.total, b.rows)
+        len(fields(a)) == len(fields(b))
+        and all(map(torch.equal, fields(a), fields(b)))
+        and (a.total, a.rows) == (b.total, b.rows)
         for a, b in zip(one, two, strict=True)
     )
 
@@ -123,9 +126,13 @@ def test_steps_hold_the_round_exactly(rows, length, seed):
     )  # fmt: skip
     plan = loader.round(0)
     trained = sum(int((b.targets >= 0).sum()) for step in range(plan.steps) for b in loader.step(step))
-    words = [len(str(loader.table.column(name)[row]).split()) + 1 for row in range(3 * rows) for name in ("answer", "text")]
+    words = [
+        len(str(loader.table.column(name)[row]).split()) + 1 for row in range(3 * rows) for name in ("answer", "text")
+    ]
     assert trained == sum(words) * plan.epochs, "every output token is trained, once an epoch"
-    assert all(b.tokens.ids.shape == (128 // length, length) for step in range(3) for b in loader.step(step)), "one shape"
+    assert all(b.tokens.ids.shape == (128 // length, length) for step in range(3) for b in loader.step(step)), (
+        "one shape"
+    )
 
 
 def test_one_image_is_encoded_once_for_its_questions(load):
@@ -137,7 +144,9 @@ def test_one_image_is_encoded_once_for_its_questions(load):
 
 
 def test_equal_samples_are_kept_once_and_counted(load):
-    data = Table({"question": ["a b", "a b", "a c", "a b"], "answer": ["yes", "yes", "no", "no"], "split": ["train"] * 4})
+    data = Table(
+        {"question": ["a b", "a b", "a c", "a b"], "answer": ["yes", "yes", "no", "no"], "split": ["train"] * 4}
+    )
     loader = load("question -> answer", data=data)
     loader.planner("train")
     (count,) = loader.counts["train"]
@@ -214,7 +223,9 @@ def test_rows_longer_than_the_context_are_listed_never_cut(load):
 
 def test_nothing_to_train_on(load):
     with pytest.raises(DataError, match=r"no row of the split 'train'.*60 are longer than train.length=4"):
-        load("-> text", data=Table(dict(table(60)._data, split=["train"] * 60)), length=4, objectives=("contrastive",)).round(0)
+        load(
+            "-> text", data=Table(dict(table(60)._data, split=["train"] * 60)), length=4, objectives=("contrastive",)
+        ).round(0)
 
 
 @pytest.mark.parametrize(("arrow", "objective"), [("-> text", "next"), ("~text", "masked"), ("~text", "seq2seq")])
@@ -226,8 +237,10 @@ def test_a_long_text_is_cut_into_windows(load, arrow, objective):
     steps = [loader.step(n) for n in range(plan.steps)]
     if objective == "next":
         count = Counter(t for (b,) in steps for t in b.targets[b.targets >= 0].tolist())
-        expected = Counter(loader.renderer.words(data.column("text")[0]).tolist() + [loader.renderer.vocabulary.end])
-        assert count == {word: n * plan.epochs for word, n in expected.items()}, "every token is predicted once an epoch"
+        expected = Counter([*loader.renderer.words(data.column("text")[0]).tolist(), loader.renderer.vocabulary.end])
+        assert count == {word: n * plan.epochs for word, n in expected.items()}, (
+            "every token is predicted once an epoch"
+        )
     assert all(b.real <= b.tokens.ids.numel() * (2 if b.source is not None else 1) for (b,) in steps)
 
 
@@ -239,15 +252,23 @@ def test_encoder_decoder_streams(load):
     assert step.targets[0][first[0]][-1] == words.end, "and is to say end last"
     shifted = step.tokens.ids[0][first[0]][1:]
     assert torch.equal(step.targets[0][first[0]][:-1][1:], shifted[1:]), "what it predicts is what it reads next"
-    assert (step.source.document.amax(1) == step.tokens.document.amax(1)).all(), "documents are numbered alike on both sides"
+    assert (step.source.document.amax(1) == step.tokens.document.amax(1)).all(), (
+        "documents are numbered alike on both sides"
+    )
 
 
 def test_classify_puts_the_label_at_the_first_token(load):
     (step,) = load("image, question -> answer", objectives=("classify",)).step(0)
-    starts = [(r, int((step.tokens.document[r] == d).nonzero()[0])) for r in range(4) for d in range(1, int(step.tokens.document[r].max()) + 1)]
+    starts = [
+        (r, int((step.tokens.document[r] == d).nonzero()[0]))
+        for r in range(4)
+        for d in range(1, int(step.tokens.document[r].max()) + 1)
+    ]
     assert [step.targets[place].item() for place in starts] == [row % 2 for row in step.rows], "no: 0, yes: 1"
     assert int((step.targets >= 0).sum()) == len(starts), "one per document"
-    assert (step.tokens.ids < load(ASK).renderer.vocabulary.block("label:answer").start).all(), "the label itself is not shown"
+    assert (step.tokens.ids < load(ASK).renderer.vocabulary.block("label:answer").start).all(), (
+        "the label itself is not shown"
+    )
 
 
 def test_pairs_stand_one_to_a_row(load):

@@ -47,7 +47,9 @@ def test_spans_and_rest_make_the_text_again(count, seed):
     sentinels, end = range(3, 35), 1
     source, target = noise.corrupted(ids, np.random.default_rng(seed), sentinels, end)
     hidden, spans = noise.counts(count, 32)
-    assert len(source) == count - hidden + spans and len(target) == hidden + spans + 1, "lengths follow from the text's length"
+    assert len(source) == count - hidden + spans and len(target) == hidden + spans + 1, (
+        "lengths follow from the text's length"
+    )
     assert target[-1] == end
     behind: dict[int, list[int]] = {}
     for token in target[:-1].tolist():

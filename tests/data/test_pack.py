@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -19,7 +21,9 @@ def text(*ids: int, loss: bool = False, key: object = None) -> Span:
 
 def picture(number: int, side: int = 2) -> Span:
     places = np.stack([np.zeros(side * side), *np.divmod(np.arange(side * side), side)], 1).astype(np.float32)
-    return Span("image", None, np.full((side * side, 3), number, np.float16), places, float(side), key=("image", number))
+    return Span(
+        "image", None, np.full((side * side, 3), number, np.float16), places, float(side), key=("image", number)
+    )
 
 
 def asked(image: int, question: int, answer: int, arrow: int = 0) -> Sample:
@@ -64,7 +68,7 @@ def test_branches_are_filled_into_few_documents(sizes, room):
     assert sorted(n for part in parts for n in part) == list(range(len(sizes))), "each branch once"
     used = [sum(sizes[n] for n in part) for part in parts]
     assert max(used) <= room, "none is too long"
-    assert all(a + b > room for a, b in zip(used, used[1:], strict=False)), "no two neighbours could have been one"
+    assert all(a + b > room for a, b in pairwise(used)), "no two neighbours could have been one"
 
 
 def test_fill_refuses_what_fits_nowhere():
@@ -83,7 +87,9 @@ def test_samples_of_one_image_share_it():
 
 def test_what_predicts_is_not_shared():
     """Two outputs after one input: the marker before them would have to predict both, so it stays in the branches."""
-    one, two = (Sample(0, 0, (text(10, key="m"), text(5, key="t"), text(12, key="o"), text(n, 1, loss=True))) for n in (30, 31))
+    one, two = (
+        Sample(0, 0, (text(10, key="m"), text(5, key="t"), text(12, key="o"), text(n, 1, loss=True))) for n in (30, 31)
+    )
     assert len(pack.leading(one)) == 2, "marker and text are shared, the output's marker is not"
     (document,) = pack.share([one, two], [1.0])
     stream = pack.collate([[document]], 1, 16)
@@ -109,13 +115,17 @@ def test_collate_lays_out_documents_branches_positions_and_media():
     assert tokens.document[0].tolist() == [1] * 15 + [2] * 10 + [0] * 7
     assert tokens.branch[0].tolist() == [0] * 5 + [1] * 5 + [2] * 5 + [0] * 17
     assert tokens.span[0].tolist() == [0, 1, 1, 1, 1] + [0] * 11 + [2] * 4 + [0] * 12, "spans are numbered in the row"
-    assert tokens.positions[0, :5].tolist() == [[0, 0, 0], [1, 1, 1], [1, 1, 2], [1, 2, 1], [1, 2, 2]], "image in rows, columns"
+    assert tokens.positions[0, :5].tolist() == [[0, 0, 0], [1, 1, 1], [1, 1, 2], [1, 2, 1], [1, 2, 2]], (
+        "image in rows, columns"
+    )
     assert tokens.positions[0, 5:10, 0].tolist() == tokens.positions[0, 10:15, 0].tolist() == [3, 4, 5, 6, 7]
     (media,) = tokens.media
     assert media.at.tolist() == [1, 2, 3, 4, 16, 17, 18, 19], "places in the flattened rows"
     assert media.values[:, 0].tolist() == [1.0] * 4 + [2.0] * 4
     assert stream.arrow[0].tolist() == [-1] * 5 + [0] * 5 + [1] * 15 + [-1] * 7
-    assert stream.weights[0][stream.targets[0] >= 0].tolist() == [1, 1, 0.5, 0.5, 0.5, 0.5], "the weight of each one's arrow"
+    assert stream.weights[0][stream.targets[0] >= 0].tolist() == [1, 1, 0.5, 0.5, 0.5, 0.5], (
+        "the weight of each one's arrow"
+    )
     assert stream.targets[0, 4] == -100, "the trunk's last token does not predict a branch"
     assert (tokens.document[1:] == 0).all() and stream.real == 25, "missing rows are padding"
 
@@ -145,7 +155,10 @@ def test_windows_go_on_over_the_cut(total, length, seed):
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 3), st.integers(20, 30), st.integers(30, 40)), min_size=1, max_size=12), st.integers(0, 9))
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.integers(20, 30), st.integers(30, 40)), min_size=1, max_size=12),
+    st.integers(0, 9),
+)
 def test_a_packed_loss_is_the_unpacked_loss(rows, seed):
     """Through a real model: the same samples alone in their rows, and packed into trees."""
     total = lambda batches: sum(float(losses(stream)) for stream in batches)
@@ -181,5 +194,7 @@ def model(made: list = []) -> torch.nn.Module:  # noqa: B006  built once
         made.append(build(config, seed=0).float().eval())
         with torch.no_grad():  # livelier than at the start, so that a wrong mask shows
             for parameter in made[0].parameters():
-                parameter.add_(0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel())))
+                parameter.add_(
+                    0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel()))
+                )
     return made[0]

@@ -1,7 +1,7 @@
 """From planned documents to batches: render, flatten once, keep, and put together.
 
-Rows that cannot be rendered (a picture that does not decode) are noted in `skipped` with their file and reason and bear no
-loss; when they are more than the allowed share, DataError.
+Rows that cannot be rendered (a picture that does not decode) are noted in `skipped` with their file and reason and bear
+no loss; when they are more than the allowed share, DataError.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from weft.arrows.grammar import Arrow
 from weft.arrows.sample import Sample
 from weft.arrows.vocabulary import SENTINELS
 from weft.data import noise, pack
@@ -22,7 +23,11 @@ from weft.data.batch import Batch
 from weft.data.pack import Document, Part, Piece, Stream
 from weft.data.plan import Doc, Lane, Samples
 from weft.data.sources import Table
-from weft.errors import DataError
+from weft.errors import DataError, WeftError
+from weft.recipe import Recipe
+
+BUDGET = 768 << 20
+SHARED = 2  # leading spans of a trunk: the marker and the content of the first column
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,7 @@ class Skips:
             self._broken.add(skip.row)
             if len(self._broken) > self.share * self.rows:
                 raise DataError(
-                    f"{len(self._broken)} of {self.rows} rows cannot be used, more than the allowed share of {self.share:.2%}"
+                    f"{len(self._broken)} of {self.rows} rows cannot be used, more than the allowed {self.share:.2%}"
                     f" (train.options.skip_share). The last: row {skip.row}, {skip.what}: {skip.reason}"
                 )
 
@@ -62,11 +67,11 @@ class Skips:
         Path(path).write_text("".join(line + "\n" for line in lines), encoding="utf-8")
 
 
-class Entry(NamedTuple):
-    """What is kept of a sample: the keys of its leading spans, and its pieces by how many spans the trunk took."""
+class Kept(NamedTuple):
+    """A sample made flat: the keys of its beginning, and the piece that is left behind what its trunk took."""
 
     keys: tuple[Hashable, ...]
-    pieces: dict[int, Piece]
+    piece: Piece
 
 
 class Assembler:
@@ -78,88 +83,109 @@ class Assembler:
     """
 
     def __init__(
-        self, table: Table, renderer: Any, *, arrows: Sequence[Any], skips: Skips, seed: int, budget: int = 768 << 20
+        self,
+        table: Table,
+        renderer: Any,
+        *,
+        arrows: Sequence[Arrow],
+        skips: Skips,
+        recipe: Recipe,
+        budget: int = BUDGET,
     ) -> None:
-        self.table, self.renderer, self.arrows, self.skips, self.seed = table, renderer, list(arrows), skips, seed
+        self.table, self.renderer, self.arrows, self.skips = table, renderer, list(arrows), skips
+        self.seed, self.augment = recipe.seed, recipe.image.augment > 0
         self.weights = [float(arrow.weight) for arrow in arrows]
-        self._entries: dict[tuple[int, int], Entry] = {}
+        self._moving = [any(renderer.columns[c.name].name == "image" for c in arrow.inputs) for arrow in arrows]
+        self._kept: dict[tuple[int, int, int], Kept] = {}
         self._trunks: dict[tuple[Hashable, ...], Piece] = {}
-        self._bytes, self._budget = 0, budget
+        self._bytes, self._budget, self._turn = 0, budget, None
         self._held: set[int] = set()
 
     # ------------------------------------------------------------------------------------------------ samples
 
-    def render(self, row: int, arrow: int) -> Sample | None:
-        """The sample, or None where the row cannot be used, which is then noted."""
-        record = self.table.row(row)
+    def render(self, row: int, arrow: int, turn: int | None = None) -> Sample | None:
+        """The sample, or None where the row cannot be used, which is then noted. turn: seed of the augmentation."""
         try:
-            return self.renderer.render(record, arrow, row=row)
+            record = self.table.row(row, self.arrows[arrow].columns)
+            return self.renderer.render(record, arrow, row=row, rng=turn)
         except DataError as error:
-            names = self.arrows[arrow].columns
-            media = [name for name in names if not isinstance(record.get(name), str)]
-            what = ", ".join(f"{name} {_short(self.table.column(name)[row])}" for name in media or names)
-            self.skips.note(Skip(row, str(self.arrows[arrow]), what, str(error)))
+            self.broken(row, arrow, error)
             return None
 
-    def entry(self, row: int, arrow: int, trunk: int = 0) -> Entry | None:
-        """The kept sample, with the piece that is left when `trunk` leading spans are taken off."""
-        known = self._entries.get((row, arrow))
-        if known is not None and (trunk in known.pieces or trunk < 0):
+    def broken(self, row: int, arrow: int, error: DataError) -> None:
+        """Note a row that an arrow cannot use."""
+        cells = {name: self.table.column(name)[row] for name in self.arrows[arrow].columns}
+        media = {name: cell for name, cell in cells.items() if self.renderer.columns[name].name in ("image", "audio")}
+        what = ", ".join(f"{name} {_short(cell)}" for name, cell in (media or cells).items())
+        self.skips.note(Skip(row, str(self.arrows[arrow]), what, str(error)))
+
+    def keep(self, row: int, arrow: int, trunk: int, turn: int | None) -> Kept | None:
+        """The sample without its `trunk` leading spans, made flat; they are kept too."""
+        known = self._kept.get((row, arrow, trunk))
+        if known is not None:
             return known
-        sample = self.render(row, arrow)
+        sample = self.render(row, arrow, turn)
         if sample is None:
             return None
-        if known is None:
-            known = Entry(pack.leading(sample), {})
-        if trunk >= 0:
-            known.pieces[trunk] = pack.flatten(sample.spans[trunk:])[0]
-            if trunk and known.keys[:trunk] not in self._trunks:
-                self._trunks[known.keys[:trunk]] = piece = pack.flatten(sample.spans[:trunk])[0]
-                self._count(piece)
-            self._count(known.pieces[trunk])
-        if self._bytes < self._budget:
-            self._entries[row, arrow] = known
+        known = Kept(pack.leading(sample)[:trunk], pack.flatten(sample.spans[trunk:])[0])
+        if len(known.keys) < trunk:
+            raise WeftError(
+                f"'{self.arrows[arrow]}', row {row}: its beginning was to be shared but the renderer keyed none."
+            )
+        self._remember(self._kept, (row, arrow, trunk), known, known.piece)
+        if trunk and known.keys not in self._trunks:
+            piece = pack.flatten(sample.spans[:trunk])[0]
+            self._remember(self._trunks, known.keys, piece, piece)
         return known
 
-    def _count(self, piece: Piece) -> None:
-        self._bytes += piece.nbytes
+    def _remember(self, where: dict, key: Hashable, value: Any, piece: Piece) -> None:
+        size = piece.nbytes
         for item in piece.items:  # a picture is held once, however many pieces show it
             if id(item.values) not in self._held:
                 self._held.add(id(item.values))
-                self._bytes += item.values.nbytes
-        if self._bytes > self._budget:  # start anew: what is in use comes back by itself
-            self._entries, self._trunks, self._held, self._bytes = {}, {}, set(), 0
+                size += item.values.nbytes
+        if self._bytes + size > self._budget:  # start anew: what is in use comes back by itself
+            self._forget()
+        where[key] = value
+        self._bytes += size
+
+    def _forget(self) -> None:
+        self._kept.clear()
+        self._trunks.clear()
+        self._held.clear()
+        self._bytes = 0
+
+    def _seed(self, epoch: int, augment: bool) -> int | None:
+        """The seed of an epoch's augmentation; pieces of another one are forgotten."""
+        turn = self.seed * 1_000_003 + epoch if augment and self.augment else None
+        if turn != self._turn:
+            if any(self._moving):
+                self._forget()
+            self._turn = turn
+        return turn
 
     # ------------------------------------------------------------------------------------------------ documents
 
-    def next(self, pairs: list[tuple[int, int]], doc: Doc) -> Document:
+    def next(self, pairs: list[tuple[int, int]], doc: Doc, turn: int | None) -> Document:
         """One document for next-token prediction: a trunk and branches, a lone sample, or a window of one."""
-        entries = [self.entry(row, arrow, 0 if len(pairs) == 1 else -1) for row, arrow in pairs]
-        alive = [(pair, entry) for pair, entry in zip(pairs, entries, strict=True) if entry is not None]
+        trunk = SHARED if len(pairs) > 1 else 0
+        found = [(pair, self.keep(*pair, trunk, turn)) for pair in pairs]
+        alive = [(arrow, kept) for (_, arrow), kept in found if kept is not None]
         if not alive:
             return []
-        trunk = pack.common([entry.keys for _, entry in alive]) if len(alive) > 1 else 0
-        pieces = [(self.entry(row, arrow, trunk).pieces[trunk], arrow) for (row, arrow), _ in alive]
+        keys = alive[0][1].keys
+        if any(kept.keys != keys for _, kept in alive):
+            raise WeftError(f"Rows {[row for row, _ in pairs]} were to share their beginning, which differs: {keys}.")
+        root = self._trunks[keys] if trunk else None  # the last sample that was made flat left it there
+        pieces = [kept.piece for _, kept in alive]
         if doc.stop:
-            pieces = [(pack.window(piece, doc.start, doc.stop), arrow) for piece, arrow in pieces]
-        root = self._trunk(alive[0], trunk) if trunk else None
-        return pack.tree(root, [piece for piece, _ in pieces], [arrow for _, arrow in pieces], self.weights)
+            pieces = [pack.window(piece, doc.start, doc.stop) for piece in pieces]
+        return pack.tree(root, pieces, [arrow for arrow, _ in alive], self.weights)
 
-    def _trunk(self, first: tuple[tuple[int, int], Entry], spans: int) -> Piece:
-        (row, arrow), entry = first
-        known = self._trunks.get(entry.keys[:spans])
-        if known is None:
-            sample = self.render(row, arrow)
-            known = pack.flatten(sample.spans[:spans])[0]
-            if spans:
-                self._trunks[entry.keys[:spans]] = known
-                self._count(known)
-        return known
-
-    def masked(self, pairs: list[tuple[int, int]], doc: Doc) -> Document:
+    def masked(self, pairs: list[tuple[int, int]], doc: Doc, turn: int | None) -> Document:
         """One document with hidden tokens."""
         (row, arrow) = pairs[0]
-        sample = self.render(row, arrow)
+        sample = self.render(row, arrow, turn)
         if sample is None:
             return []
         piece, loss = pack.flatten(sample.spans)
@@ -170,10 +196,10 @@ class Assembler:
         piece = noise.masked(piece, loss, self._rng(row, arrow, doc), words.mask, words.block("text"))
         return [Part(piece, 0.0, 0, arrow, self.weights[arrow])]
 
-    def classify(self, pairs: list[tuple[int, int]], doc: Doc) -> Document:
+    def classify(self, pairs: list[tuple[int, int]], doc: Doc, turn: int | None) -> Document:
         """The inputs of one row; its label's number at the first token."""
         (row, arrow) = pairs[0]
-        sample = self.render(row, arrow)
+        sample = self.render(row, arrow, turn)
         if sample is None:
             return []
         piece = pack.flatten(sample.part("input"))[0]
@@ -183,15 +209,17 @@ class Assembler:
         piece = Piece(piece.ids, targets, piece.positions, piece.items, piece.advance)
         return [Part(piece, 0.0, 0, arrow, self.weights[arrow])]
 
-    def two(self, pairs: list[tuple[int, int]], doc: Doc, lane: Lane) -> tuple[Document, Document]:
+    def two(
+        self, pairs: list[tuple[int, int]], doc: Doc, turn: int | None, objective: str
+    ) -> tuple[Document, Document]:
         """(tokens, source) of one row: the decoder's and the encoder's side, or the two sides of `a <-> b`."""
         (row, arrow) = pairs[0]
-        sample = self.render(row, arrow)
+        sample = self.render(row, arrow, turn)
         if sample is None:
             return [], []
         weight = self.weights[arrow]
         place = lambda piece: [Part(piece, 0.0, 0, arrow, weight)]
-        if lane.objective == "contrastive":
+        if objective == "contrastive":
             return place(pack.flatten(sample.part("input"))[0]), place(pack.flatten(sample.part("output"))[0])
         if self.arrows[arrow].kind == "fill":
             marker, content = content_of(sample, self.renderer.vocabulary.end)
@@ -215,9 +243,19 @@ class Assembler:
     # ------------------------------------------------------------------------------------------------ batches
 
     def batch(
-        self, lane: Lane, samples: Samples, rows: Sequence[Sequence[Doc]], height: int, widths: list[int]
+        self,
+        lane: Lane,
+        samples: Samples,
+        rows: Sequence[Sequence[Doc]],
+        *,
+        height: int,
+        widths: list[int],
+        augment: bool,
     ) -> Batch:
-        """Planned rows of one lane -> one batch of `height` rows. Its `total` is its own; the caller sums over a step."""
+        """Planned rows of one lane -> one batch of `height` rows. Its `total` is its own; the caller sums a step's.
+
+        widths   tokens of a row, per stream;  augment: whether pictures are moved as the recipe says
+        """
         first: list[list[Document]] = []
         second: list[list[Document]] = []
         used: list[int] = []
@@ -226,18 +264,19 @@ class Assembler:
             for doc in row:
                 pairs = [(int(samples.row[i]), int(samples.arrow[i])) for i in doc.samples]
                 used += [number for number, _ in pairs]
+                turn = self._seed(doc.epoch, augment)
                 if lane.streams == 2:
-                    document, source = self.two(pairs, doc, lane)
+                    document, source = self.two(pairs, doc, turn, lane.objective)
                     sources.append(source)
                 else:
-                    document = getattr(self, lane.objective)(pairs, doc)
+                    document = getattr(self, lane.objective)(pairs, doc, turn)
                 documents.append(document)
             first.append(documents)
             second.append(sources)
         stream = pack.collate(first, height, widths[0])
         batch = Batch(
-            stream.tokens, stream.targets, stream.weights, stream.arrow, total=stream.trained, real=stream.real, rows=used,
-            objective=lane.objective, head=lane.head,
+            stream.tokens, stream.targets, stream.weights, stream.arrow, total=stream.trained, real=stream.real,
+            rows=used, objective=lane.objective, head=lane.head,
         )  # fmt: skip
         if lane.streams == 2:
             other = pack.collate(second, height, widths[1])

@@ -2,12 +2,13 @@
 
     rows                 filled columns                       source
     questions            image question answer speech         easy-vqa; every question is also spoken, by many voices
-    captions             image caption                        the facts that the questions tell of an image; scikit-learn's digits
+    captions             image caption                        what the questions tell of an image; scikit-learn's digits
     speaking             text speech                          one voice reads sentences about shapes, colours and digits
 
 A blank cell means that the row takes no part in arrows over that column. What is held out:
 
-    images     easy-vqa's own test split; 5 % of its other images, by a seeded hash, for validation; a quarter of the digits
+    images     easy-vqa's own test split; 5 % of its other images (by a seeded hash) for validation; a quarter of the
+               digits for the test, 5 % for validation
     voices     a voice of the test (or validation) rows is heard nowhere else
     sentences  15 % of the spoken sentences, by a seeded hash of the text, are spoken in the test rows only
 
@@ -24,7 +25,7 @@ import shutil
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from itertools import product
+from itertools import permutations, product
 from pathlib import Path
 
 import numpy as np
@@ -91,56 +92,40 @@ def voices() -> dict[str, list[Voice]]:
     }
 
 
+_OF_SHAPES = """
+a {c} {s}; the {s} is {c}; the {s} is not {c}; is the {s} {c}?; yes, the {s} is {c}; no, the {s} is not {c};
+there is a {c} {s} in the image; there is no {c} {s} in the image; is there a {c} {s} in the image?; this is a {c} {s};
+the image contains a {c} {s}; the image does not contain a {c} {s}; a {c} {s} is present; no {c} {s} is present;
+is a {c} {s} present?; the color of the {s} is {c}; what is the {c} {s}?; the {c} shape is a {s}; is there a {c} {s}?
+"""
+_OF_DIGITS = """
+a handwritten {d}; the digit is a handwritten {d}; the image contains a handwritten {d}; this is {a} {d};
+is there {a} {d} in the image?; there is a handwritten {d} in the image; is the digit {a} {d}?; the digit is {d}
+"""
+
+
 def sentences() -> list[str]:
-    """What the speaking rows say, questions apart: captions, and sentences that put the same words together in new ways."""
-    made = [f"a {c} {s}" for c, s in product(COLOURS, SHAPES)] + [f"a handwritten {d}" for d in DIGITS]
-    for c, s in product(COLOURS, SHAPES):
-        made += [
-            f"the {s} is {c}",
-            f"the {s} is not {c}",
-            f"is the {s} {c}?",
-            f"yes, the {s} is {c}",
-            f"no, the {s} is not {c}",
-            f"there is a {c} {s} in the image",
-            f"there is no {c} {s} in the image",
-            f"is there a {c} {s} in the image?",
-            f"is there a {c} {s}?",
-            f"the image contains a {c} {s}",
-            f"the image does not contain a {c} {s}",
-            f"a {c} {s} is present",
-            f"no {c} {s} is present",
-            f"is a {c} {s} present?",
-            f"the color of the {s} is {c}",
-            f"what is the {c} {s}?",
-            f"the {c} shape is a {s}",
-            f"this is a {c} {s}",
-        ]
-    for d in DIGITS:
-        made += [
-            f"the digit is a handwritten {d}",
-            f"the digit is {d}",
-            f"the image contains a handwritten {d}",
-            f"this is a {d}",
-            f"is there a {d} in the image?",
-            f"there is a handwritten {d} in the image",
-            f"is the digit a {d}?",
-        ]
-    for c, other in product(COLOURS, COLOURS):
-        if c != other:
-            made += [f"{c} and {other}", f"the shape is {c}, not {other}"]
-    made += [f"{a} and {b}" for a, b in product(DIGITS, DIGITS) if a != b]
+    """What the speaking rows say, questions apart: captions, and sentences of the same words in ever new company."""
+    patterns = lambda text: [part.strip() for part in text.split(";")]
+    shapes, digits = list(product(COLOURS, SHAPES)), [("an" if d == "eight" else "a", d) for d in DIGITS]
+    made = [pattern.format(c=c, s=s) for c, s in shapes for pattern in patterns(_OF_SHAPES)]
+    made += [pattern.format(a=a, d=d) for a, d in digits for pattern in patterns(_OF_DIGITS)]
+    for c, other in permutations(COLOURS, 2):
+        made += [f"{c} and {other}", f"the shape is {c}, not {other}"]
+    made += [f"{a} and {b}" for a, b in permutations(DIGITS, 2)]
     made += [
         f"a {c} {s} and a {other} {second}"
-        for (c, s), (other, second) in product(product(COLOURS, SHAPES), repeat=2)
+        for (c, s), (other, second) in product(shapes, repeat=2)
         if s != second and c != other and _draw(f"{c}{s}{other}{second}", 0, "pair") % 4 == 0
     ]
     return sorted(set(made))
 
 
 def build(out: Path, seed: int = 0, processes: int = 2) -> Path:
-    """Make the table below `out` and return the path of its `metadata.csv`; a complete one of this version and seed is reused.
+    """Make the table below `out` and return the path of its `metadata.csv`; a complete one is reused.
 
-    Everything is written to a folder beside `out` and renamed at the end, so an interrupted build leaves nothing half done.
+    Complete means: of this version and seed. Everything is written to a folder beside `out` and renamed at the end, so
+    an interrupted build leaves nothing half done.
     Raises MissingExtra when a package is missing, DataError when `out` holds something that is not a demo table.
     """
     out = Path(out)
@@ -181,11 +166,8 @@ def _write(out: Path, seed: int, processes: int) -> None:
         writer.writeheader()
         writer.writerows(rows + captions + speaking)
     facts = _facts(rows, captions, speaking, clips, colourless)
-    facts |= {
-        "version": VERSION,
-        "seed": seed,
-        "sha256": hashlib.sha256((out / "metadata.csv").read_bytes()).hexdigest(),
-    }
+    digest = hashlib.sha256((out / "metadata.csv").read_bytes()).hexdigest()
+    facts |= {"version": VERSION, "seed": seed, "sha256": digest}
     (out / "demo.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
 
@@ -221,7 +203,7 @@ def _share(text: str, seed: int, purpose: str) -> float:
 
 
 def _questions(out: Path, seed: int) -> tuple[list[dict], list[str]]:
-    """easy-vqa: copies its images; rows with image, question, answer, split, and the facts (`_caption`) of each image."""
+    """easy-vqa: copies its images; rows of image, question, answer, split, `_caption`; images without caption."""
     try:
         import easy_vqa
     except ImportError as error:
@@ -256,8 +238,8 @@ def _questions(out: Path, seed: int) -> tuple[list[dict], list[str]]:
 def caption_of(told: Iterable[tuple[str, str]]) -> str | None:
     """'a blue triangle', from the questions and answers about one image; None where they do not tell both for certain.
 
-    A word of the question is a fact when the answer affirms it ('is there a red shape?' yes; 'is there not a red shape?' no),
-    'what is the red shape?' presupposes it, and a word is a fact too when all its alternatives are denied.
+    A word of the question is a fact when the answer affirms it ('is there a red shape?' yes; 'is there not a red
+    shape?' no), when the question presupposes it ('what is the red shape?'), and when all its alternatives are denied.
     """
     facts: dict[tuple[str, ...], set[str]] = {COLOURS: set(), SHAPES: set()}
     denied: dict[tuple[str, ...], set[str]] = {COLOURS: set(), SHAPES: set()}
@@ -282,7 +264,7 @@ def _captions(asked: Sequence[dict]) -> list[dict]:
 
 
 def _digits(out: Path, seed: int) -> list[dict]:
-    """scikit-learn's digits as 64x64 grey pictures, black ink on white; a quarter of each digit is test, 5 % validation."""
+    """scikit-learn's digits as 64x64 grey pictures, black on white; a quarter of each digit is test, 5 % validation."""
     try:
         from PIL import Image
         from sklearn.datasets import load_digits
@@ -311,8 +293,8 @@ def _speak_questions(asked: Sequence[dict], seed: int) -> tuple[list[dict], list
     for split, speakers in voices().items():
         for number, question in enumerate(questions):
             count = min(len(speakers), CLIPS_PER_QUESTION)
-            # a stride of 17 (no divisor of 40) and a window that moves on: each voice reads equally many questions
-            cast[split, question] = [speakers[(17 * k + count * number) % len(speakers)] for k in range(count)]
+            # a window that moves on through the voices (17 steps at a time: 40 has no part in it): all read as many
+            cast[split, question] = [speakers[17 * (count * number + k) % len(speakers)] for k in range(count)]
     rows, clips = [], {}
     for row in asked:
         speakers = cast[row["split"], row["question"]]

@@ -1,16 +1,19 @@
 """Speech from text by the eSpeak NG synthesiser, for tables that need spoken columns and have nobody to read them out.
 
-The engine is the shared library of the package `espeakng-loader` (the extra `demo`), called through ctypes. It is a C library
-with global state: one voice at a time, one caller at a time, so `Synthesiser` is for one thread of one process. To use
-two cores, `speak_all` runs this module as a script in worker processes; each reads its share of the clips as JSON from
-standard input and writes one 16 kHz mono FLAC file per clip.
+The engine is the shared library of the package `espeakng-loader` (the extra `demo`), called through ctypes. It is a C
+library with global state: one voice at a time, one caller at a time, so `Synthesiser` is for one thread of one process.
+To use two cores, `speak_all` runs this module as a script in worker processes; each reads its share of the clips as
+JSON from standard input and writes one 16 kHz mono FLAC file per clip. What the engine says depends a little on what
+it said before (the phase of its generators), so shares and order are fixed: the same clips give the same bits.
 
     voice   language, then optionally + and a variant: "en-us", "en-gb-scotland+f3", "en-029+Annie"
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import importlib.util
 import json
 import os
 import subprocess
@@ -50,7 +53,7 @@ class Clip:
 
 
 class Synthesiser:
-    """The engine, ready to speak. Raises MissingExtra without its package, DataError for a voice that it does not have."""
+    """The engine, ready to speak. Raises MissingExtra without its package, DataError for a voice it does not have."""
 
     def __init__(self) -> None:
         try:
@@ -64,8 +67,10 @@ class Synthesiser:
         self._own_rate = self._engine.espeak_Initialize(_RETRIEVAL, 0, str(self._data.parent).encode(), _DO_NOT_EXIT)
         if self._own_rate <= 0:
             raise WeftError(
-                f"eSpeak NG did not start with its data in {self._data}. Reinstall it: pip install --force-reinstall espeakng-loader"
+                f"eSpeak NG did not start with its data in {self._data}. "
+                "Reinstall it: pip install --force-reinstall espeakng-loader"
             )
+        self._engine.espeak_ng_SetRandSeed(ctypes.c_long(1))  # breathy voices are noise, seeded by the clock otherwise
         self._pieces: list[np.ndarray] = []
         self._callback = _CALLBACK(self._receive)  # kept: the engine holds a bare pointer to it
         self._engine.espeak_SetSynthCallback(self._callback)
@@ -114,7 +119,9 @@ class Synthesiser:
 
 
 def speak_all(clips: Sequence[Clip], folder: Path, processes: int = 2) -> None:
-    """Write every clip as FLAC below `folder`, in `processes` worker processes. Raises WeftError with a worker's own words."""
+    """Write every clip as FLAC below `folder`, in worker processes. Raises WeftError with a worker's own words."""
+    if importlib.util.find_spec("espeakng_loader") is None:
+        raise MissingExtra("Speech synthesis (package espeakng-loader)", "demo")
     clips = sorted(clips, key=lambda clip: (clip.voice.name, clip.path))  # changing the voice costs more than speaking
     processes = max(1, min(processes, len(clips)))
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])}
@@ -131,14 +138,14 @@ def speak_all(clips: Sequence[Clip], folder: Path, processes: int = 2) -> None:
                 encoding="utf-8",
             )
             workers.append(worker)
-            worker.stdin.write(json.dumps([asdict(clip) for clip in share]))
-            worker.stdin.close()
+            with contextlib.suppress(BrokenPipeError):  # it died at once; its own words, below, say why
+                worker.stdin.write(json.dumps([asdict(clip) for clip in share]))
+                worker.stdin.close()
         for worker in workers:
             words = worker.stderr.read().strip()
             if worker.wait() != 0:
-                raise WeftError(
-                    f"Speech synthesis failed: {words.splitlines()[-1] if words else 'a worker died without a word'}"
-                )
+                said = words.splitlines()[-1] if words else f"a worker ended with {worker.returncode}"
+                raise WeftError(f"Speech synthesis failed: {said}")
     finally:
         for worker in workers:  # after an error or an interruption nobody keeps writing
             if worker.poll() is None:

@@ -20,9 +20,11 @@ from typing import Any
 import numpy as np
 
 from weft.arrows.grammar import Arrow
+from weft.arrows.media import identify
+from weft.arrows.types import as_text
 from weft.arrows.vocabulary import SENTINELS
-from weft.data import noise, pack
-from weft.data.assemble import Assembler, Skip, Skips, content_of
+from weft.data import noise
+from weft.data.assemble import Assembler, Skip, Skips
 from weft.data.batch import Batch
 from weft.data.plan import ROUND, Lane, Planner, Round, Samples
 from weft.data.sources import Table, content
@@ -76,7 +78,9 @@ class Loader:
         self.lanes = [Lane(objective, head, tuple(numbers)) for (objective, head), numbers in lanes.items()]
         self.length = recipe.train.length
         self._skips = Skips(len(table), recipe.train.options.skip_share)
-        self._assembler = Assembler(table, renderer, arrows=self.arrows, skips=self._skips, seed=recipe.seed)
+        self._assembler = Assembler(table, renderer, arrows=self.arrows, skips=self._skips, recipe=recipe)
+        self._given: dict[tuple[str, bytes], int] = {}
+        self._lock = threading.RLock()  # a validation asks for batches while the thread makes the next steps
         self.counts: dict[str, list[Counts]] = {}
         self._planners: dict[str, Planner] = {}
         self._rounds: dict[int, Round] = {}
@@ -175,6 +179,8 @@ class Loader:
         chosen = np.fromiter(unique.values(), np.int64, len(unique))
         if limit and len(chosen) > limit:
             chosen = np.sort(np.random.default_rng([self.recipe.seed, 4, number]).permutation(chosen)[:limit])
+        if lane.objective in ("next", "seq2seq"):
+            self._precode(arrow, chosen)
         found, long, broken = [], 0, 0
         for row in chosen.tolist():
             size = self._size(lane, row, number)
@@ -191,27 +197,50 @@ class Loader:
         tokens = sum(sum(one[2]) for one in found)
         return found, Counts(len(mine), len(mine) - len(unique), long, broken, tokens)
 
+    def _precode(self, arrow: Arrow, rows: np.ndarray) -> None:
+        """Have the codec encode what the arrow is to produce, many at once; what fails is met again when rendering."""
+        name = arrow.output
+        if self.renderer.columns[name].name in self.renderer.codecs:
+            self.renderer.precode(name, (self.table.row(row, (name,))[name] for row in rows.tolist()))
+
     def _size(self, lane: Lane, row: int, number: int) -> tuple[tuple[int, ...], int, Hashable, int] | None:
-        """(tokens per stream, tokens of the beginning it may share, that beginning's key, tokens that may be cut)."""
-        sample = self._assembler.render(row, number)
-        if sample is None:
+        """(tokens per stream, tokens of the beginning it may share, that beginning's key, tokens that may be cut).
+
+        From sizes and durations in the headers of media; nothing is decoded.
+        """
+        arrow = self.arrows[number]
+        try:
+            record = self.table.row(row, arrow.columns)
+            total = self.renderer.length(record, number, row=row)
+            parts = [self._tokens(column.name, record[column.name], row) for column in arrow.inputs]
+        except DataError as error:
+            self._assembler.broken(row, number, error)
             return None
-        kind = self.arrows[number].kind
-        given, made = (sum(len(span) for span in sample.part(role)) for role in ("input", "output"))
-        if lane.objective == "contrastive":
-            return (given, made), 0, None, 0
+        given = sum(parts)
         if lane.objective == "classify":
             return (given,), 0, None, 0
-        if lane.objective == "seq2seq" and kind == "fill":
-            before, text = content_of(sample, self.renderer.vocabulary.end)
-            hidden, spans = noise.counts(len(text), SENTINELS)
-            return (len(before) + len(text) - hidden + spans, hidden + spans + 1), 0, None, len(text)
-        if lane.objective == "seq2seq":
-            return (given, made), 0, None, 0
-        keys = pack.leading(sample)
-        trunk = sum(len(span) for span in sample.spans[:2]) if len(keys) > 1 else 0
-        text = len(sample) if kind in ("model", "fill") and all(span.ids is not None for span in sample.spans) else 0
-        return (len(sample),), trunk, keys[:2] if trunk else None, text
+        if lane.objective == "seq2seq" and arrow.kind == "fill":
+            text = total - 2  # without the marker before and the end behind it
+            hidden, spans = noise.counts(text, SENTINELS)
+            return (1 + text - hidden + spans, hidden + spans + 1), 0, None, text
+        if lane.streams == 2:
+            return (given, total - given), 0, None, 0
+        cut = arrow.kind in ("model", "fill") and self.renderer.columns[arrow.output].name == "text"
+        first = arrow.inputs[0].name if parts else ""
+        key = (first, content(self.table.column(first)[row])) if parts else None
+        return (total,), parts[0] if parts else 0, key, total if cut else 0
+
+    def _tokens(self, column: str, value: Any, row: int) -> int:
+        """Tokens of an input column with its marker, each distinct value measured once."""
+        kind = self.renderer.columns[column].name
+        if kind == "label":
+            return 2
+        if kind in ("image", "audio"):
+            return 1 + self.renderer.reader.count(kind, *identify(value))  # which remembers them itself
+        key = (column, content(self.table.column(column)[row]))
+        if key not in self._given:
+            self._given[key] = 1 + len(self.renderer.text.encode(as_text(value, column)))
+        return self._given[key]
 
     # ------------------------------------------------------------------------------------------------ steps
 
@@ -242,10 +271,11 @@ class Loader:
 
     def step(self, number: int) -> list[Batch]:
         """The micro-batches of step `number`, counted from 0. A function of the recipe's seed and `number` alone."""
-        plan, inside = self.locate(number)
-        return self._batches(self.planner(self.part), self.round(plan), inside)
+        with self._lock:
+            plan, inside = self.locate(number)
+            return self._batches(self.planner(self.part), self.round(plan), inside, self.part == "train")
 
-    def _batches(self, planner: Planner, plan: Round, inside: int) -> list[Batch]:
+    def _batches(self, planner: Planner, plan: Round, inside: int, augment: bool) -> list[Batch]:
         micro = self.recipe.train.micro
         batches = []
         for index, rows in enumerate(plan.step(inside)):
@@ -257,7 +287,10 @@ class Loader:
                     lane = self.lanes[index]
                     tall = len(part) if lane.paired else size  # an empty row would be a pair of nothing
                     widths = planner.widths(index)
-                    batches.append(self._assembler.batch(lane, planner.samples[index], part, tall, widths))
+                    made = self._assembler.batch(
+                        lane, planner.samples[index], part, height=tall, widths=widths, augment=augment
+                    )
+                    batches.append(made)
         total = sum(batch.total for batch in batches) or 1.0
         for batch in batches:
             batch.total = total
@@ -275,7 +308,10 @@ class Loader:
             self._planners[key] = Planner(self.lanes, samples, self.length, height, self.recipe.seed, {})
         planner = self._planners[key]
         plan = planner.round(0, 1)
-        return (self._batches(planner, plan, inside) for inside in range(plan.steps))
+        for inside in range(plan.steps):
+            with self._lock:
+                batches = self._batches(planner, plan, inside, False)
+            yield batches
 
     def iterate(self, start: int = 0) -> Generator[list[Batch], None, None]:
         """Steps from `start` on, without end, made a few ahead by a thread.

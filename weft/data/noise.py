@@ -38,7 +38,7 @@ def counts(tokens: int, most: int) -> tuple[int, int]:
 
 
 def corrupted(ids: np.ndarray, rng: np.random.Generator, sentinels: range, end: int) -> tuple[np.ndarray, np.ndarray]:
-    """(source ids, target ids): spans of the text replaced by sentinels, and the spans behind their sentinels, then `end`.
+    """(source ids, target ids): the text with spans replaced by sentinels; the spans behind their sentinels, `end`.
 
     Raffel et al. 2020. Lengths depend on the text's length alone: source n - hidden + spans, target hidden + spans + 1.
     """

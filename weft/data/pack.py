@@ -6,10 +6,10 @@ Shape letters:  L tokens of a piece  B rows  T tokens of a row  N media tokens  
     [image][q1][a1]                 trunk  [image]                       |document 1      |document 2|doc 3 |pad|
     [image][q2][a2]       share     branch   [q1][a1]        pack        |trunk|q1 a1|q2 a2|...
     [image][q3][a3]       ----->    branch   [q2][a2]        ----->
-                                    branch   [q3][a3]                     every branch starts at the trunk's end position
+                                    branch   [q3][a3]                    every branch starts at the trunk's end
 
-A *piece* is a run of spans made flat: ids, what is predicted at each of them, positions, media. Pieces are made once and
-kept; a step is then a few concatenations and one scatter.
+A *piece* is a run of spans made flat: ids, what is predicted at each of them, positions, media. Pieces are made once
+and kept; a step is then a few concatenations and one scatter.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ Document = list[Part]
 
 
 def tree(trunk: Piece | None, branches: Sequence[Piece], arrows: Sequence[int], weights: Sequence[float]) -> Document:
-    """A document of one trunk and its branches; without a trunk, one piece alone. arrows: number of each branch's arrow."""
+    """A document of one trunk and its branches; without a trunk, branches alone. arrows: number of each one's arrow."""
     start = 0.0 if trunk is None else trunk.advance
     parts = [] if trunk is None else [Part(trunk)]
     first = 0 if trunk is None and len(branches) == 1 else 1
@@ -129,7 +129,7 @@ def window(piece: Piece, start: int, stop: int) -> Piece:
 def leading(sample: Sample) -> tuple[Hashable, ...]:
     """Keys of the spans at the sample's beginning that other samples could share.
 
-    The span before a trained one is never shared: its last token predicts, and a shared token could predict one thing only.
+    The span before a trained one is never shared: its last token predicts, and a shared token predicts one thing only.
     """
     keys: list[Hashable] = []
     for span, following in pairwise(sample.spans):
@@ -165,11 +165,13 @@ def share(samples: Sequence[Sample], weights: Sequence[float]) -> list[Document]
 def fill(lengths: Sequence[int], room: int) -> list[list[int]]:
     """Branches over few documents of `room` tokens each, all but the last filled to the brim: lists of branch numbers.
 
-    (Filled evenly instead, the demo's rows of 256 were padded by 10 %, against 2.5 %: half-filled documents leave gaps that
-    nothing fits.)
+    (Filled evenly instead, the demo's rows of 256 were padded by 10 %, against 2.5 %: half-filled documents leave gaps
+    that nothing fits.)
     """
     if len(lengths) and max(lengths) > room:
-        raise WeftError(f"A branch of {max(lengths)} tokens does not fit into {room}; longer samples are listed before.")
+        raise WeftError(
+            f"A branch of {max(lengths)} tokens does not fit into {room}; longer samples are listed before."
+        )
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     parts: list[list[int]] = []
     free: list[int] = []
@@ -210,7 +212,7 @@ def pack(lengths: np.ndarray, room: int, rng: np.random.Generator, span: int = 1
 
 
 def _fit(lengths: np.ndarray, numbers: list[int], room: int) -> tuple[list[list[int]], list[int]]:
-    """Best fit, longest first: each document goes to the fullest row that still has room. Rows, and what each has free."""
+    """Best fit, longest first: each document goes to the fullest row with room for it. Rows, and what each has free."""
     largest = lengths.max(1)
     rows: list[list[int]] = []
     free: list[list[int]] = []  # per row, per stream

@@ -1,10 +1,10 @@
 """What an epoch consists of: which samples are drawn, which of them share a document, which documents share a row.
 
-Made from lengths alone, so a whole epoch is planned before the first picture of it is opened. Everything is a function of
-(seed, epoch); nothing depends on what was asked before.
+Made from lengths alone, which are measured once. Everything is a function of (seed, epoch); nothing depends on what was
+asked before.
 
     samples       every (row, arrow) whose columns are filled; equal ones of an arrow are kept once an epoch
-    drawn         an arrow's `mix` m: m times all of them; the share after the point goes around the rows, epoch by epoch
+    drawn         an arrow's `mix` m: m times all of them; the part after the point goes around the rows by epochs
     documents     samples that begin with the same picture, sound or text share it (pack.py)
     rows          documents packed into rows of T tokens; the rows are spread evenly over the steps of a round
     round         as many epochs as it takes for the last step of it to weigh little
@@ -106,7 +106,7 @@ class Round:
 
 @dataclass(frozen=True)
 class Planner:
-    """Plans rounds.   length: tokens of a row;  height: rows of a step;  mix: per arrow number, how often it is drawn."""
+    """Plans rounds.  length: tokens of a row;  height: rows of a step;  mix: arrow number -> how often it is drawn."""
 
     lanes: Sequence[Lane]
     samples: Sequence[Samples]
@@ -198,7 +198,7 @@ class Planner:
 
 
 def _groups(samples: Samples, chosen: np.ndarray, lane: Lane) -> list[list[int]]:
-    """Samples that share a beginning worth sharing, together; the second time that one is drawn goes to another group."""
+    """Samples that share a beginning worth sharing, together; one that is drawn twice goes to two groups."""
     if lane.objective != "next":
         return [[number] for number in chosen.tolist()]
     turn: dict[int, int] = defaultdict(int)

@@ -1,7 +1,7 @@
 """File formats, each into a dict of columns: csv, tsv, jsonl, json, parquet, txt and webdataset tar.
 
-Text formats keep every cell as the text it is (a label "007" stays "007"); blank cells become None. Errors name the file
-and the line.
+Text formats keep every cell as the text it is (a label "007" stays "007"); blank cells become None. Errors name the
+file and the line.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Member(str):
             data = file.read(self.size)
         if len(data) != self.size:
             raise DataError(
-                f"{self}: {self.size} bytes were expected, the tar file holds {len(data)}; it has changed or is cut off."
+                f"{self}: {self.size} bytes were expected, the tar holds {len(data)}; it has changed or is cut off."
             )
         return data
 
@@ -138,7 +138,7 @@ def from_records(records: Iterable[Mapping[str, Any]], name: str) -> Columns:
     for number, row in enumerate(rows):
         if not isinstance(row, Mapping):
             raise DataError(
-                f"{name}: row {number} is {type(row).__name__} {str(row)[:40]!r}; an object with named cells was expected."
+                f"{name}: row {number} is {type(row).__name__} {str(row)[:40]!r}, not an object of named cells."
             )
     columns = dict.fromkeys(key for row in rows for key in row)
     return {str(column): [row.get(column) for row in rows] for column in columns}
@@ -179,7 +179,7 @@ def _parquet(path: Path) -> Columns:
 
 
 def _txt(path: Path) -> Columns:
-    """One document per paragraph; per line if no line is blank; per block of about 10,000 characters if it is a long text."""
+    """A document per paragraph; per line if no line is blank; per block of about 10,000 characters if it is long."""
     text = text_of(path)
     if len(text) > LONG:
         return {"text": blocks(text)}

@@ -72,9 +72,9 @@ class Table:
             raise DataError(f"{self.name} has no column {name!r}.{nearest(name, self.columns)}")
         return self._data[name]
 
-    def row(self, index: int) -> dict[str, Any]:
-        """One row: media as absolute Path, bytes or array; blank cells None."""
-        return {name: self._cell(name, cells[index]) for name, cells in self._data.items()}
+    def row(self, index: int, columns: Iterable[str] | None = None) -> dict[str, Any]:
+        """One row (or some columns of it): media as absolute Path, bytes or array; blank cells None."""
+        return {name: self._cell(name, self.column(name)[index]) for name in (columns or self._data)}
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return (self.row(index) for index in range(len(self)))
@@ -85,10 +85,14 @@ class Table:
         if blank(value):
             return None
         if isinstance(value, str) and name in self._paths:
-            return Path(os.path.abspath(os.path.join(self.folder or "", value)))
+            return Path(os.path.join(self._base, value))
         if isinstance(value, Mapping) and {"bytes", "path"} & set(value):  # as the `datasets` library stores media
             return value["bytes"] if value.get("bytes") is not None else self._cell(name, value.get("path"))
         return value
+
+    @cached_property
+    def _base(self) -> str:
+        return os.path.abspath(self.folder or "")
 
     @cached_property
     def _paths(self) -> frozenset[str]:
@@ -146,7 +150,7 @@ def content(cell: Any) -> bytes:
 
 
 def open_table(source: Any) -> Table:
-    """A table from a file, folder, pattern, built-in name or Python object (see the head of this file). Raises DataError."""
+    """A table from a file, folder, pattern, built-in name or object (see the head of this file). Raises DataError."""
     if isinstance(source, Table):
         return source
     if isinstance(source, str | Path):
@@ -276,7 +280,8 @@ def _files(folder: Path) -> Table:
         raise DataError(f"{folder} mixes {counts}. Add a metadata.csv that says which belong together, one row each.")
     if other:
         raise DataError(
-            f"{folder} holds {len(other)} files of no known kind among the {kinds[0]} files, such as {other[0]}. Remove them."
+            f"{folder} holds {len(other)} files of no known kind among the {kinds[0]} files, such as {other[0]}."
+            " Remove them."
         )
     files = found[kinds[0]]
     cells = [name for name, _ in files]

@@ -1,7 +1,7 @@
 """Which rows are for training, which are held out. A row, and everything equal to it, is on one side only.
 
-A column `split` is obeyed. Without one, a seeded hash of each row decides, so a row stays on its side when others come or
-go. Rows that share a picture or a sound go together: the hash is then taken of that column (`split_by` says of which).
+A column `split` is obeyed. Without one, a seeded hash of each row decides, so a row stays on its side when others come
+or go. Rows that share a picture or a sound go together: then that column is hashed (`split_by` says which).
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ def assign(table: Table, recipe: SplitRecipe = DEFAULT, seed: int = 0) -> np.nda
         return _as_said(table)
     if not (recipe.validation >= 0 and recipe.test >= 0 and recipe.validation + recipe.test < 1):
         raise DataError(
-            f"split.validation={recipe.validation} and split.test={recipe.test} leave nothing to train on. Expected shares whose sum is below 1."
+            f"split.validation={recipe.validation} and split.test={recipe.test} leave nothing to train on. "
+            "Expected shares whose sum is below 1."
         )
     by = split_by(table, recipe)
     keys = [content(cell) for cell in table.column(by)] if by else _rows(table)
@@ -40,11 +41,11 @@ def assign(table: Table, recipe: SplitRecipe = DEFAULT, seed: int = 0) -> np.nda
 
 
 def split_by(table: Table, recipe: SplitRecipe = DEFAULT) -> str:
-    """The column whose hash decides: the recipe's, or the first media column in which values repeat; "": the whole row."""
+    """The column whose hash decides: the recipe's, or the first media column with repeated values; "": all."""
     if recipe.by:
         if recipe.by not in table.columns:
             raise DataError(
-                f"split.by names a column {recipe.by!r} that the table does not have.{nearest(recipe.by, table.columns)}"
+                f"split.by names a column {recipe.by!r} that is not in the table.{nearest(recipe.by, table.columns)}"
             )
         return recipe.by
     for kind in ("image", "audio"):
