@@ -233,7 +233,7 @@ def _build(kind: type, tree: Any, path: str) -> Any:
     """A dataclass of `kind` from a mapping; `path` ("train.") is where it stands."""
     if not isinstance(tree, Mapping):
         raise RecipeError(
-            f"{path.rstrip('.')} is {_shown(tree)}; expected keys below it, such as {path}{_hints(kind).popitem()[0]}"
+            f"{path.rstrip('.')} is {_shown(tree)}; expected keys below it, such as {path}{next(iter(_hints(kind)))}"
         )
     hints = _hints(kind)
     for name in tree:
@@ -246,13 +246,14 @@ def _build(kind: type, tree: Any, path: str) -> Any:
 def _all_keys(kind: type, path: str = "") -> tuple[str, ...]:
     """Every dotted key below a dataclass."""
     keys: list[str] = []
-    for name, hint in typing.get_type_hints(kind).items():
+    for name, hint in _hints(kind).items():
         keys += _all_keys(hint, f"{path}{name}.") if dataclasses.is_dataclass(hint) else [path + name]  # type: ignore[arg-type]
     return tuple(keys)
 
 
-def _hints(kind: type) -> dict[str, Any]:
-    return dict(typing.get_type_hints(kind))
+@cache  # the annotations are texts, and evaluating them takes most of the time of a load
+def _hints(kind: type) -> Mapping[str, Any]:
+    return typing.get_type_hints(kind)
 
 
 def _nearest_key(path: str, name: str, hints: Mapping[str, Any]) -> str:
