@@ -66,14 +66,20 @@ class Draws:
     gives five different draws.
     """
 
-    def __init__(self, prompts: Sequence[bytes], seed: int, start: Counter[bytes] | None = None) -> None:
-        seen = Counter() if start is None else start
+    def __init__(self, prompts: Sequence[bytes], seed: int) -> None:
+        seen: Counter[bytes] = Counter()
         self.rows: list[np.random.Generator] = []
         for prompt in prompts:
-            key = hashlib.blake2b(prompt, digest_size=16, key=seed.to_bytes(8, "little", signed=True))
+            key = hashlib.blake2b(prompt, digest_size=16, key=str(seed).encode()[:64])
             key.update(seen[prompt].to_bytes(8, "little"))
             seen[prompt] += 1
             self.rows.append(np.random.Generator(np.random.Philox(key=int.from_bytes(key.digest(), "little"))))
+
+    def only(self, which: Sequence[int] | np.ndarray) -> Draws:
+        """The streams of some rows, in this order."""
+        chosen = Draws([], 0)
+        chosen.rows = [self.rows[i] for i in which]
+        return chosen
 
     def next(self) -> np.ndarray:
         """(B,) float64 in [0,1): one number of each row's own stream."""

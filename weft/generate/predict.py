@@ -1,0 +1,261 @@
+"""A run and rows in, values out: text, labels, pictures, waveforms.
+
+    records --renderer.prompt--> samples --+-- label: one forward, beginnings shared, read at the end of each prompt
+                                           '-- else:  batches of like length, decoded with a cache
+                                                                      |
+    values  <--renderer.values-- ids  <--------------------------------'
+
+Shape letters:  B rows  T tokens  V vocabulary  C classes  E width of a shared space
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from weft.arrows.sample import Sample
+from weft.errors import ArrowError, DataError, WeftError, nearest
+from weft.generate.decode import Rule, decode, finished, steps
+from weft.generate.prompt import begun, identity, lay, shared
+from weft.generate.sample import Draws, Sampling, choose
+from weft.run import Run
+
+TOKENS = 16_384  # of prompts in one forward; bounds memory
+BATCH = 256  # rows decoded at once
+
+
+@dataclass(frozen=True, eq=False)
+class Produced:
+    """One row's answer. ids are as produced; finished is False where the context ended before the answer did."""
+
+    value: Any
+    ids: np.ndarray
+    finished: bool = True
+
+
+class Predictor:
+    """A run's model and renderer, loaded once, ready for any of its arrows.
+
+    device  "" picks a GPU where there is one
+    """
+
+    def __init__(self, run: Run | str | Path, model: Any = None, device: str = "") -> None:
+        self.run = run if isinstance(run, Run) else Run.open(run)
+        self.renderer = self.run.renderer
+        self.model = model if model is not None else self.run.model(device or best_device())
+        self.length = self.run.recipe.train.length
+
+    def find(self, arrow: str | int) -> int:
+        """The number of an arrow. Raises ArrowError for one that the run does not have."""
+        return arrow if isinstance(arrow, int) else self.renderer.index(arrow)
+
+    def prompts(self, arrow: int, records: Sequence[Mapping[str, Any]], rows: Sequence[int] | None = None) -> list[Sample]:
+        """Rendered up to where the model takes over. Raises DataError naming the record and the column."""
+        parsed = self.renderer.arrows[arrow]
+        self._check(arrow, records)
+        rows = range(len(records)) if rows is None else rows
+        if parsed.kind == "model":  # a text that is given is gone on from; none: from the very beginning
+            column, end = parsed.output, self.renderer.vocabulary.end
+            return [
+                begun(self.renderer.render(record, arrow, row=row), end) if record.get(column)
+                else self.renderer.prompt(record, arrow, row=row)
+                for record, row in zip(records, rows, strict=True)
+            ]  # fmt: skip
+        return [self.renderer.prompt(record, arrow, row=row) for record, row in zip(records, rows, strict=True)]
+
+    def _check(self, arrow: int, records: Sequence[Mapping[str, Any]]) -> None:
+        parsed = self.renderer.arrows[arrow]
+        if parsed.kind in ("fill", "align"):
+            how = "`embed` gives its vectors" if parsed.kind == "align" else "`evaluate` measures it"
+            raise ArrowError(f"'{parsed}' produces no column, so it cannot be predicted; {how}.")
+        for number, record in enumerate(records):
+            missing = [column.name for column in parsed.inputs if column.name not in record]
+            if missing:
+                said = f"record {number}: " if len(records) > 1 else ""
+                raise DataError(f"{said}'{parsed}' needs {', '.join(missing)}.{nearest(missing[0], record) if record else ''}")
+
+    def produce(
+        self, arrow: str | int, records: Sequence[Mapping[str, Any]], sampling: Sampling | None = None, *,
+        batch: int = 0, rows: Sequence[int] | None = None,
+    ) -> list[Produced]:
+        """Answers in the order of the records. rows: the table's row numbers, for messages."""
+        arrow, sampling = self.find(arrow), sampling or Sampling()
+        column = self.renderer.arrows[arrow].output
+        samples = self.prompts(arrow, records, rows)
+        draws = None if sampling.greedy else Draws([identity(sample) for sample in samples], sampling.seed)
+        if self.renderer.columns[column].name == "label":
+            ids = self._labels(column, samples, sampling, draws)
+            ended = [True] * len(ids)
+        else:
+            ids, ended = self._decoded(column, samples, sampling, draws, batch or BATCH)
+        values = self.renderer.values(column, ids) if ids else []
+        return [Produced(*one) for one in zip(values, ids, ended, strict=True)]
+
+    # ------------------------------------------------------------------------------------------------ labels
+
+    @torch.no_grad()
+    def _labels(self, column: str, samples: list[Sample], sampling: Sampling, draws: Draws | None) -> list[np.ndarray]:
+        """One id per sample, without decoding: the label is read where the prompt ends."""
+        if self.model.kind == "encoder-decoder":
+            rule = Rule.of(self.renderer, column, 3, 2)
+            return self._batched(samples, rule, sampling, draws, BATCH)
+        ids: list[np.ndarray] = [np.zeros(0, np.int64)] * len(samples)
+        block = self.renderer.vocabulary.block(f"label:{column}")
+        legal = torch.from_numpy(np.array(self.renderer.legal(column).mask, dtype=bool)).to(self._device)
+        for which, hidden in self._read(samples):
+            uniform = None if draws is None else draws.only(which).next()
+            if self.model.kind == "encoder":
+                chosen = choose(self.model.logits(hidden, f"label:{column}"), sampling, uniform) + block.start
+            else:
+                chosen = choose(self.model.logits(hidden), sampling, uniform, legal=legal)
+            for number, label in zip(which, chosen.cpu().numpy(), strict=True):
+                ids[number] = np.array([label])
+        return ids
+
+    def _read(self, samples: list[Sample]) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+        """Numbers of samples, and the hidden state (m,D) each is answered from."""
+        if self.model.kind == "encoder":
+            inputs = [Sample(s.row, s.arrow, s.part("input")) for s in samples]
+            for which in _alike([len(s) for s in inputs], TOKENS):
+                prompts = lay([inputs[i] for i in which]).to(self._device)
+                yield which, self.model.hidden(prompts.tokens)[:, 0]  # pooled at the first token, as trained
+            return
+        for part in shared(samples, self.length, TOKENS):
+            hidden = self.model.hidden(part.tokens.to(self._device))
+            yield part.which, hidden.flatten(0, 1)[part.at.to(self._device)]  # (B,T,D) -> (B*T,D) -> (m,D)
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    # ------------------------------------------------------------------------------------------------ decoded
+
+    def _decoded(
+        self, column: str, samples: list[Sample], sampling: Sampling, draws: Draws | None, batch: int
+    ) -> tuple[list[np.ndarray], list[bool]]:
+        if not samples:
+            return [], []
+        two = self.model.kind == "encoder-decoder"
+        longest = max(2 if two else len(sample) for sample in samples)
+        rule = Rule.of(self.renderer, column, self.length, longest)
+        ids = self._batched(samples, rule, sampling, draws, batch)
+        return ids, [finished(one, rule) for one in ids]
+
+    def _batched(
+        self, samples: list[Sample], rule: Rule, sampling: Sampling, draws: Draws | None, batch: int
+    ) -> list[np.ndarray]:
+        ids: list[np.ndarray] = [np.zeros(0, np.int64)] * len(samples)
+        for which in _alike([len(sample) for sample in samples], TOKENS, batch):
+            mine = None if draws is None else draws.only(which)
+            prompts = self._lay([samples[i] for i in which])
+            for number, row in zip(which, decode(self.model, prompts, rule, sampling, mine), strict=True):
+                ids[number] = row
+        return ids
+
+    def _lay(self, samples: list[Sample]):
+        two = self.model.kind == "encoder-decoder"
+        return lay(samples, pad=self.renderer.vocabulary.pad, two=two)
+
+    def stream(self, arrow: str | int, record: Mapping[str, Any], sampling: Sampling | None = None) -> Iterator[str]:
+        """The answer to one record piece by piece, as whole characters. For arrows that produce text."""
+        arrow, sampling = self.find(arrow), sampling or Sampling()
+        column = self.renderer.arrows[arrow].output
+        if self.renderer.columns[column].name != "text":
+            raise ArrowError(f"{column} is {self.renderer.columns[column].name}; only text can be streamed.")
+        samples = self.prompts(arrow, [record])
+        draws = None if sampling.greedy else Draws([identity(samples[0])], sampling.seed)
+        head = 2 if self.model.kind == "encoder-decoder" else len(samples[0])
+        rule = Rule.of(self.renderer, column, self.length, head)
+        ids: list[int] = []
+        said = ""
+        for column_ids in steps(self.model, self._lay(samples), rule, sampling, draws):
+            ids.append(int(column_ids[0]))
+            text = self.renderer.value(column, ids)
+            whole = text.rstrip("\ufffd") if ids[-1] != rule.end else text  # a character may need more than one id
+            if len(whole) > len(said):
+                yield whole[len(said) :]
+                said = whole
+
+    @torch.no_grad()
+    def embed(self, arrow: str | int, records: Sequence[Mapping[str, Any]], side: str = "left") -> np.ndarray:
+        """(n,E) float32 unit vectors of one side ("left" or "right") of an arrow `a <-> b`."""
+        arrow = self.find(arrow)
+        parsed = self.renderer.arrows[arrow]
+        if parsed.kind != "align":
+            raise ArrowError(f"'{parsed}' has no shared space; an arrow like 'a <-> b' has.")
+        role = {"left": "input", "right": "output"}.get(side)
+        if role is None:
+            raise WeftError(f"side={side!r} is neither 'left' nor 'right'.")
+        samples = [Sample(i, arrow, self.renderer.render(r, arrow).part(role)) for i, r in enumerate(records)]
+        vectors: list[Any] = [None] * len(samples)
+        for which in _alike([len(sample) for sample in samples], TOKENS):
+            prompts = lay([samples[i] for i in which]).to(self._device)
+            for number, vector in zip(which, self.model.embed(prompts.tokens, side).float().cpu().numpy(), strict=True):
+                vectors[number] = vector
+        return np.stack(vectors)
+
+
+def _alike(lengths: Sequence[int], tokens: int, most: int = 1 << 30) -> list[np.ndarray]:
+    """Numbers of rows in batches of like length: at most `most` rows and about `tokens` tokens each."""
+    order = np.argsort(lengths, kind="stable")
+    batches, start = [], 0
+    for stop in range(1, len(order) + 1):
+        full = stop == len(order) or stop - start == most or (stop - start + 1) * lengths[order[stop]] > tokens
+        if full:
+            batches.append(order[start:stop])
+            start = stop
+    return batches
+
+
+def best_device() -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def as_records(rows: Any, columns: Mapping[str, Any]) -> tuple[list[dict[str, Any]], bool]:
+    """What a caller may give -> a list of records, and whether it was a single one."""
+    if rows is not None and columns:
+        raise DataError(f"rows and columns ({', '.join(columns)}) were both given; give one of them.")
+    if rows is None:
+        return [dict(columns)], True
+    if isinstance(rows, Mapping):
+        return [dict(rows)], True
+    if hasattr(rows, "row"):  # a table
+        return [rows.row(i) for i in range(len(rows))], False
+    return [dict(row) for row in rows], False
+
+
+def predict(
+    run: Run | Predictor | str | Path, arrow: str, rows: Any = None, *, temperature: float = 0.0, top_k: int = 0,
+    top_p: float = 1.0, min_p: float = 0.0, repetition: float = 1.0, seed: int = 0, batch: int = 0, **columns: Any,
+) -> list[Any]:
+    """What the run's model produces for each row: str for text and labels, (S,S,3) uint8 for images, (S,) float32 at 16 kHz.
+
+    rows     a list of records {column: value}, one record, or a table; or give one record's columns by name:
+             `predict(run, "caption -> image", caption="a red circle")`
+    sampling see `Sampling`; the default is greedy. A row's draw depends on the seed and on what it asks, not on its batch.
+    batch    rows decoded at once; 0: as many as are quick
+
+    Always returns a list, of one value for one record. Raises ArrowError for an arrow the run does not have, DataError for a
+    missing input or media that cannot be decoded.
+    """
+    sampling = Sampling(temperature, top_k, top_p, min_p, repetition, seed)
+    records, _ = as_records(rows, columns)
+    if not records:
+        return []
+    predictor = run if isinstance(run, Predictor) else Predictor(run)
+    return [one.value for one in predictor.produce(arrow, records, sampling, batch=batch)]
+
+
+def stream(run: Run | Predictor | str | Path, arrow: str, record: Mapping[str, Any] | None = None, *,
+           sampling: Sampling | None = None, **columns: Any) -> Iterator[str]:  # fmt: skip
+    """One record's text, piece by piece as it is produced. Arguments as for `predict`."""
+    records, _ = as_records(record, columns)
+    predictor = run if isinstance(run, Predictor) else Predictor(run)
+    return predictor.stream(arrow, records[0], sampling)
