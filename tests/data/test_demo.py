@@ -114,8 +114,10 @@ def test_captions_are_what_the_pictures_show(built, rows):
     """By their pixels: the shape's colour lies nearest to the colour that the caption names, in nearly all."""
     from PIL import Image
 
-    named = {"black": (0, 0, 0), "blue": (0, 0, 255), "brown": (139, 69, 19), "gray": (128, 128, 128), "green": (0, 128, 0),
-             "red": (255, 0, 0), "teal": (0, 128, 128), "yellow": (255, 255, 0)}  # fmt: skip
+    named = {
+        "black": (0, 0, 0), "blue": (0, 0, 255), "brown": (139, 69, 19), "gray": (128, 128, 128),
+        "green": (0, 128, 0), "red": (255, 0, 0), "teal": (0, 128, 128), "yellow": (255, 255, 0),
+    }  # fmt: skip
     colours = np.array(list(named.values()), float)
     right = []
     for row in [row for row in rows if row["caption"] and "digits" not in row["image"]][::40]:

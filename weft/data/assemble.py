@@ -203,9 +203,10 @@ class Assembler:
         if sample is None:
             return []
         piece = pack.flatten(sample.part("input"))[0]
-        label = next(span for span in sample.spans if span.loss)
+        whole, loss = pack.flatten(sample.spans)
+        labels = self.renderer.vocabulary.block(f"label:{self.arrows[arrow].output}")
         targets = np.full(len(piece), pack.UNTRAINED, np.int32)
-        targets[0] = int(label.ids[0]) - self.renderer.vocabulary.block(f"label:{label.column}").start
+        targets[0] = whole.ids[loss][0] - labels.start
         piece = Piece(piece.ids, targets, piece.positions, piece.items, piece.advance)
         return [Part(piece, 0.0, 0, arrow, self.weights[arrow])]
 
@@ -298,11 +299,9 @@ def _pairs(batch: Batch, stream: Stream, rows: list[list[Document]]) -> None:
 
 def content_of(sample: Sample, end: int) -> tuple[np.ndarray, np.ndarray]:
     """Of a `~text` sample: the untrained ids before the text, and the text's ids without a closing `end`."""
-    before = [span.ids for span in sample.spans if not span.loss]
-    content = np.concatenate([span.ids for span in sample.spans if span.loss])
-    return np.concatenate([*before, []]).astype(np.int64), content[:-1] if len(content) and content[
-        -1
-    ] == end else content
+    piece, loss = pack.flatten(sample.spans)
+    content = piece.ids[loss]
+    return piece.ids[~loss], content[:-1] if len(content) and content[-1] == end else content
 
 
 def plain(ids: np.ndarray) -> Piece:

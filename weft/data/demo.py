@@ -270,16 +270,17 @@ def _digits(out: Path, seed: int) -> list[dict]:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise MissingExtra(f"The demo's handwritten digits (package {error.name})", "demo") from error
-    data, folder = load_digits(), out / "images" / "digits"
+    pixels_of, targets = load_digits(return_X_y=True)
+    folder = out / "images" / "digits"
     folder.mkdir(parents=True)
-    split = np.full(len(data.target), "train", dtype=object)
+    split = np.full(len(targets), "train", dtype=object)
     for digit in range(10):
-        mine = np.flatnonzero(data.target == digit)
+        mine = np.flatnonzero(targets == digit)
         mine = mine[np.argsort([_draw(str(i), seed, "digits") for i in mine])]
         test, validation = round(DIGITS_TEST * len(mine)), round(VALIDATION * len(mine))
         split[mine[:test]], split[mine[test : test + validation]] = "test", "validation"
     rows = []
-    for i, (pixels, digit) in enumerate(zip(data.images, data.target, strict=True)):
+    for i, (pixels, digit) in enumerate(zip(pixels_of.reshape(-1, 8, 8), targets, strict=True)):
         small = Image.fromarray((255 - np.minimum(pixels * 16, 255)).astype(np.uint8))
         small.resize((64, 64), Image.Resampling.BICUBIC).save(folder / f"{i}.png")
         rows.append({"image": f"images/digits/{i}.png", "caption": f"a handwritten {DIGITS[digit]}", "split": split[i]})

@@ -11,13 +11,13 @@ it said before (the phase of its generators), so shares and order are fixed: the
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import importlib.util
 import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -125,33 +125,27 @@ def speak_all(clips: Sequence[Clip], folder: Path, processes: int = 2) -> None:
     clips = sorted(clips, key=lambda clip: (clip.voice.name, clip.path))  # changing the voice costs more than speaking
     processes = max(1, min(processes, len(clips)))
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])}
-    workers = []
+    command = [sys.executable, "-m", "weft.data.espeak", str(folder)]
+    workers: list[subprocess.Popen[str]] = []
     try:
         for part in range(processes):
             share = clips[part * len(clips) // processes : (part + 1) * len(clips) // processes]
-            worker = subprocess.Popen(
-                [sys.executable, "-m", "weft.data.espeak", str(folder)],
-                stdin=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                env=environment,
-                text=True,
-                encoding="utf-8",
-            )
-            workers.append(worker)
-            with contextlib.suppress(BrokenPipeError):  # it died at once; its own words, below, say why
-                worker.stdin.write(json.dumps([asdict(clip) for clip in share]))
-                worker.stdin.close()
+            with tempfile.TemporaryFile("w+", encoding="utf-8") as work:
+                json.dump([asdict(clip) for clip in share], work)
+                work.seek(0)
+                workers.append(
+                    subprocess.Popen(command, stdin=work, stderr=subprocess.PIPE, env=environment, encoding="utf-8")
+                )
         for worker in workers:
-            words = worker.stderr.read().strip()
-            if worker.wait() != 0:
-                said = words.splitlines()[-1] if words else f"a worker ended with {worker.returncode}"
+            words = worker.communicate()[1].strip().splitlines()
+            if worker.returncode != 0:
+                said = words[-1] if words else f"a worker ended with {worker.returncode}"
                 raise WeftError(f"Speech synthesis failed: {said}")
     finally:
         for worker in workers:  # after an error or an interruption nobody keeps writing
             if worker.poll() is None:
                 worker.kill()
-                worker.wait()
-            worker.stderr.close()
+                worker.communicate()
 
 
 def main() -> None:

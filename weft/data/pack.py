@@ -100,7 +100,7 @@ def flatten(spans: Sequence[Span]) -> tuple[Piece, np.ndarray]:
         here = slice(at, at + length)
         if span.ids is not None:
             ids[here] = span.ids
-        else:
+        elif span.values is not None:
             items.append(Item(span.kind, span.values, at))
         loss[here] = span.loss
         if positions is not None:
