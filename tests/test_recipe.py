@@ -74,11 +74,13 @@ def test_a_file_is_saved_whole_and_loaded_with_overrides(tmp_path: Path) -> None
 
 def test_every_field_is_written() -> None:
     written = tomllib.loads(to_toml(Recipe()))
+
     def count(kind: type) -> int:
         return sum(
             count(hint) if dataclasses.is_dataclass(hint) else typing.get_origin(hint) is not dict
             for hint in typing.get_type_hints(kind).values()
         )
+
     leaves = lambda tree: sum(leaves(v) if isinstance(v, dict) else 1 for v in tree.values())
     assert leaves(written) == count(Recipe)
 

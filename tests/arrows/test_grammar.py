@@ -43,7 +43,7 @@ def test_space_means_nothing(arrow: Arrow, space: str) -> None:
     assert parse(space + text + space) == plain
 
 
-@given(st.text(max_size=30) | st.text("ab,:*~<>-\" 1.", max_size=20))
+@given(st.text(max_size=30) | st.text('ab,:*~<>-" 1.', max_size=20))
 def test_any_text_is_an_arrow_or_an_arrow_error(text: str) -> None:
     try:
         arrow = parse(text)

@@ -61,7 +61,9 @@ def test_refusals(arrow: str, kind: str, told: str) -> None:
 
 
 def test_rows_of_the_table() -> None:
-    rows = describe([resolve(parse("2* image -> answer"), TYPES, "decoder"), resolve(parse("image <-> text"), TYPES, "dual")])
+    rows = describe(
+        [resolve(parse("2* image -> answer"), TYPES, "decoder"), resolve(parse("image <-> text"), TYPES, "dual")]
+    )
     assert [list(row) for row in rows] == [["arrow", "objective", "head", "decoder", "metric"]] * 2
     assert rows[0]["arrow"] == "2* image -> answer" and rows[1]["head"] == "–"
 
