@@ -87,4 +87,5 @@ def published(length: int, **shared: Any) -> Callable[..., Published]:
     return row
 
 
-SIZES = {"small": (128, 4, 4), "base": (256, 6, 4), "large": (512, 8, 8)}  # what a laptop trains; (dim, depth, heads)
+# What a laptop trains, by name: (dim, depth, heads). Heads of 64 features: of 32, attention takes 1.7 times as long.
+SIZES = {"small": (128, 4, 2), "base": (256, 6, 4), "large": (512, 8, 8)}
