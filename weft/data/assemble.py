@@ -27,6 +27,7 @@ from weft.errors import DataError, WeftError
 from weft.recipe import Recipe
 
 BUDGET = 768 << 20
+Rows = Sequence[Sequence[Doc]]
 SHARED = 2  # leading spans of a trunk: the marker and the content of the first column
 
 
@@ -244,14 +245,7 @@ class Assembler:
     # ------------------------------------------------------------------------------------------------ batches
 
     def batch(
-        self,
-        lane: Lane,
-        samples: Samples,
-        rows: Sequence[Sequence[Doc]],
-        *,
-        height: int,
-        widths: list[int],
-        augment: bool,
+        self, lane: Lane, samples: Samples, rows: Rows, height: int, widths: Sequence[int], augment: bool = False
     ) -> Batch:
         """Planned rows of one lane -> one batch of `height` rows. Its `total` is its own; the caller sums a step's.
 

@@ -26,7 +26,7 @@ from weft.arrows.vocabulary import SENTINELS
 from weft.data import noise
 from weft.data.assemble import Assembler, Skip, Skips
 from weft.data.batch import Batch
-from weft.data.plan import ROUND, Lane, Planner, Round, Samples
+from weft.data.plan import ROUND, Doc, Lane, Planner, Round, Samples
 from weft.data.sources import Table, content
 from weft.data.split import assign
 from weft.errors import DataError, RecipeError, nearest
@@ -286,15 +286,18 @@ class Loader:
                 if part or (start == 0 and len(self.lanes) == 1):
                     lane = self.lanes[index]
                     tall = len(part) if lane.paired else size  # an empty row would be a pair of nothing
-                    widths = planner.widths(index)
-                    made = self._assembler.batch(
-                        lane, planner.samples[index], part, height=tall, widths=widths, augment=augment
-                    )
-                    batches.append(made)
+                    widths, samples = planner.widths(index), planner.samples[index]
+                    batches.append(self._assembler.batch(lane, samples, part, tall, widths, augment))
         total = sum(batch.total for batch in batches) or 1.0
         for batch in batches:
             batch.total = total
         return batches
+
+    def batch(self, lane: int, rows: Sequence[Sequence[Doc]], height: int, part: str = "train") -> Batch:
+        """Rows of documents of one lane, as a plan holds them or changed by hand, as a batch of `height` rows."""
+        planner = self.planner(part)
+        with self._lock:
+            return self._assembler.batch(self.lanes[lane], planner.samples[lane], rows, height, planner.widths(lane))
 
     def evaluation(self, part: str = "validation", limit: int = 0) -> Iterator[list[Batch]]:
         """Every sample of a split once, in steps; what `~text` hides is the same each time.
