@@ -5,7 +5,6 @@ Shape letters:  B rows  T tokens  S source tokens  D width  V vocabulary  E widt
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -14,13 +13,13 @@ from torch import Tensor, nn
 
 from weft.core import config as c
 from weft.core.cache import Cache, Fixed, Growing, Sliding
-from weft.core.embed import Input
 from weft.core.init import initialise
 from weft.core.mask import looks_ahead
 from weft.core.record import Recorder
 from weft.core.stack import Stack
-from weft.core.topology import MODULES, EarlyFusion, Encoded, within
-from weft.core.view import Media, Tokens
+from weft.core.stream import stream
+from weft.core.topology import MODULES, Encoded, within
+from weft.core.view import Tokens
 from weft.errors import WeftError, nearest
 from weft.heads import make_head
 
@@ -111,11 +110,11 @@ class Model(nn.Module):
         (B,) for the classification head. A dual encoder answers (B,B) scores, images or sounds by texts.
         """
         if self.kind == "dual":
-            media = assemble(self.body, None, None, pixel_values, input_features)[0]
-            text = assemble(self.body, input_ids, attention_mask, None, None)[0]
+            media = stream(self.body, pixels=pixel_values, sounds=input_features)[0]
+            text = stream(self.body, input_ids, attention_mask)[0]
             scores = self.embed(media, "left") @ self.embed(text, "right").T * self.body.sharpness.exp()
             return Output(logits=scores)
-        tokens, before = assemble(self.body, input_ids, attention_mask, pixel_values, input_features)
+        tokens, before = stream(self.body, input_ids, attention_mask, pixels=pixel_values, sounds=input_features)
         source = None
         if decoder_input_ids is not None:
             tokens, source, before = Tokens(decoder_input_ids), tokens, 0
@@ -134,57 +133,6 @@ class Model(nn.Module):
 def key(head: str) -> str:
     """A head's name as a module's, which must hold no dot."""
     return head.replace("%", "%25").replace(".", "%2E")
-
-
-def assemble(
-    body: nn.Module, ids: Tensor | None, mask: Tensor | None, pixels: Tensor | None, sounds: Tensor | None
-) -> tuple[Tokens, int]:
-    """One stream of the ecosystem's arguments, and how many tokens stand before the ids."""
-    stems = next((m.config.stems for m in body.modules() if isinstance(m, Input) and m.config.stems), {})
-    if isinstance(body, EarlyFusion):
-        stems = {**stems, **{name: encoder.config.stem for name, encoder in body.encoders.items()}}
-    items: dict[str, Tensor] = {}
-    for name, values in (("image", pixels), ("audio", sounds)):
-        if values is None:
-            continue
-        if name not in stems:
-            raise WeftError(f"The model has no stem for {name!r}.{nearest(name, stems)}")
-        items[name] = patches(values, stems[name].features) if name == "image" else values
-    if ids is None:
-        if not items:
-            raise WeftError("Nothing came in: give input_ids, pixel_values or input_features.")
-        rows, device = len(next(iter(items.values()))), next(iter(items.values())).device
-        ids, first = torch.zeros(rows, 1, dtype=torch.long, device=device), True
-    else:
-        first = False
-    if not items:
-        return Tokens(ids, document=None if mask is None else mask.int()), 0
-    return place(ids, mask, items, first)
-
-
-def place(ids: Tensor, mask: Tensor | None, items: dict[str, Tensor], first: bool) -> tuple[Tokens, int]:
-    """Items (B,N,F) before the ids, or behind the one class token; the items of a row are one span each."""
-    rows, length = ids.shape
-    count = sum(values.shape[1] for values in items.values())
-    start, media = (1 if first else 0), []
-    whole = torch.cat((ids, ids.new_zeros(rows, count)) if first else (ids.new_zeros(rows, count), ids), 1)
-    span = torch.zeros_like(whole)
-    for number, (name, values) in enumerate(items.items(), 1):
-        stop = start + values.shape[1]
-        at = torch.arange(rows, device=ids.device)[:, None] * (length + count) + torch.arange(start, stop, device=ids.device)
-        media.append(Media(name, values.flatten(0, 1), at.flatten()))
-        span[:, start:stop] = number
-        start = stop
-    document = None
-    if mask is not None:
-        document = torch.cat((mask.new_ones(rows, count), mask), 1).int()
-    return Tokens(whole, document, span=span, media=tuple(media)), 0 if first else count
-
-
-def patches(pixels: Tensor, features: int, channels: int = 3) -> Tensor:
-    """(B,3,H,W) -> (B,N,3*p*p), row by row; within a patch channel, row, column."""
-    side = math.isqrt(features // channels)
-    return F.unfold(pixels, side, stride=side).transpose(1, 2)
 
 
 def kind(topology: c.Topology) -> str:

@@ -170,6 +170,7 @@ class EarlyFusion(nn.Module):
 
     def __init__(self, config: c.EarlyFusionConfig) -> None:
         super().__init__()
+        self.config = config
         self.tower = Tower(config.tower)
         self.encoders = nn.ModuleDict({k: Encoder(e, config.tower.stack.dim) for k, e in config.encoders.items()})
 
