@@ -252,3 +252,14 @@ def test_the_fingerprint_is_of_the_content(tmp_path):
     rows = lambda **cells: open_table([cells]).fingerprint
     assert rows(a="x", b="y") != rows(a="xy", b="") != rows(b="y", a="x")
     assert rows(a=np.zeros(3)) != rows(a=np.ones(3))
+
+
+def test_the_demo_is_a_table_by_name(tmp_path, monkeypatch):
+    from weft.data import demo
+
+    monkeypatch.setenv("WEFT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(demo, "build", lambda out: put(out / "metadata.csv", "text,split\na,train\n"))
+    assert open_table("demo").folder == tmp_path / "cache" / "demo"
+    monkeypatch.chdir(tmp_path)
+    put(tmp_path / "demo" / "metadata.csv", "other\nb\n")
+    assert open_table("demo").columns == ("other",), "a folder of that name comes first"

@@ -247,13 +247,16 @@ class Loader:
     @cached_property
     def epochs(self) -> int:
         """Epochs of a round: enough for its last, less filled step not to matter."""
-        steps = self.planner(self.part).round(0, 1).steps
-        return max(1, -(-ROUND // steps))
+        plan = self.planner(self.part).round(0, 1)
+        if plan.steps >= ROUND:
+            self._rounds[0] = plan
+        return max(1, -(-ROUND // plan.steps))
 
     def round(self, number: int) -> Round:
         """A round's plan; the last two are kept."""
+        epochs = self.epochs  # known first: finding it out may have planned the first round
         if number not in self._rounds:
-            self._rounds[number] = self.planner(self.part).round(number, self.epochs)
+            self._rounds[number] = self.planner(self.part).round(number, epochs)
             for old in sorted(self._rounds)[:-2]:
                 del self._rounds[old]
         return self._rounds[number]
