@@ -30,7 +30,8 @@ def recipes(draw: st.DrawFn) -> Recipe:
     size = draw(st.integers(1, 300))
     length = draw(st.integers(2, 4096))
     base = Recipe(
-        data=draw(words), arrows=tuple(draw(st.lists(words, max_size=3))), out=draw(words), seed=draw(st.integers(0, 2**40)),
+        data=draw(words), arrows=tuple(draw(st.lists(words, max_size=3))), out=draw(words),
+        seed=draw(st.integers(0, 2**40)),
         types=draw(st.dictionaries(words, st.sampled_from(["image", "audio", "text", "label"]), max_size=3)),
         mix=draw(st.dictionaries(words, st.floats(0, 100), max_size=3)),
     )  # fmt: skip
@@ -38,10 +39,12 @@ def recipes(draw: st.DrawFn) -> Recipe:
         base.train.options, warmup=draw(st.floats(0, 1)), clip=draw(st.floats(1e-8, 1e8)), check=draw(st.booleans()),
         dtype=draw(st.sampled_from(["auto", "float32", "bfloat16"])), keep=draw(st.integers(1, 9)),
     )  # fmt: skip
+    free = draw(st.dictionaries(words, plain, max_size=3))
+    codes, patch = draw(st.integers(1, 40)) ** 2, draw(st.integers(1, size))
     return dataclasses.replace(
         base,
-        model=dataclasses.replace(base.model, family=draw(words), options=draw(st.dictionaries(words, plain, max_size=3))),
-        image=dataclasses.replace(base.image, size=size, patch=draw(st.integers(1, size)), codes=draw(st.integers(1, 40)) ** 2),
+        model=dataclasses.replace(base.model, family=draw(words), options=free),
+        image=dataclasses.replace(base.image, size=size, patch=patch, codes=codes),
         split=dataclasses.replace(base.split, validation=draw(small), test=draw(small), by=draw(words)),
         train=dataclasses.replace(
             base.train, length=length, tokens=draw(st.integers(length, 2**20)), lr=draw(st.floats(1e-12, 10)),

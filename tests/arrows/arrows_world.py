@@ -26,7 +26,7 @@ TYPES: dict[str, ColumnType] = {
     "image": Image(), "speech": Audio(), "question": Text(), "caption": Text(),
     "answer": Label(("blue", "no", "yes")), "number": Label(("1", "2", "10")),
 }  # fmt: skip
-WORDS = ["what colour is it?", "is there a blue square?", "a red circle", "一个蓝色的正方形", "naïve 🙂 ‮text"] * 4
+WORDS = ["what colour is it?", "is there a blue square?", "a red circle", "一个蓝色的正方形", "naïve 🙂 \u202etext"] * 4
 
 
 class StandIn:

@@ -123,9 +123,9 @@ def test_the_cache_counts_each_key_once() -> None:
 
 def test_sounds_that_are_too_long_or_cut_off(tmp_path: Path) -> None:
     path = str(sound(tmp_path / "a.wav", 32001))
-    with pytest.raises(DataError, match=r"a.wav: the sound lasts 2.00 s, longer than audio.seconds=2"):
+    with pytest.raises(DataError, match=r"a\.wav: the sound lasts 2.00 s, longer than audio.seconds=2"):
         reader(seconds=2.0).count("audio", path, path)
-    with pytest.raises(DataError, match="longer than audio.seconds=2"):
+    with pytest.raises(DataError, match=r"longer than audio\.seconds=2"):
         reader(seconds=2.0).read("audio", path, path)
     assert reader(seconds=2.0001).count("audio", path, path) == 26
     found = reader()

@@ -40,14 +40,15 @@ def test_resolutions(arrow: str, kind: str, objective: str, head: str, decoder: 
     ("arrow", "kind", "told"),
     [
         ("~text", "decoder", "'~text' fills in hidden tokens, and a decoder model is not made for that. "
-                             "Take a family that is encoder (bert, vit) or encoder-decoder (t5)"),
-        ("image <-> text", "decoder", "brings two sides close, and a decoder model has one side. Take a family that is dual (clip)"),
-        ("text -> caption", "encoder", "an encoder model writes labels only. Take a family that is decoder (weft, gpt, llama) or "
-                                       "encoder-decoder (t5), or say 'caption:label' if it has few values"),
+                             "Take an encoder model (bert, vit) or an encoder-decoder model (t5)"),
+        ("image <-> text", "decoder", "brings two sides close, and a decoder model has one side. "
+                                      "Take a dual model (clip)"),
+        ("text -> caption", "encoder", "an encoder model writes labels only. Take a decoder model "
+                                       "(weft, gpt, llama) or an encoder-decoder model (t5), or say 'caption:label' if"),
         ("text -> image", "encoder", "writes image, and an encoder model writes labels only"),
         ("-> text", "encoder", "writes a column from nothing, and an encoder model cannot"),
-        ("-> text", "encoder-decoder", "Take a family that is decoder"),
-        ("image <-> text", "encoder-decoder", "dual (clip)"),
+        ("-> text", "encoder-decoder", "Take a decoder model"),
+        ("image <-> text", "encoder-decoder", "a dual model (clip)"),
         ("text -> answer", "dual", "writes a column, and a dual model writes none"),
         ("~image", "encoder", "only text can be filled in, and column 'image' is image"),
         ("~answer", "encoder", "column 'answer' is label"),

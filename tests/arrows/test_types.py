@@ -102,8 +102,10 @@ def test_columns_that_cannot_be_typed() -> None:
 @pytest.mark.parametrize(
     ("head", "kind"),
     [
-        (b"\x89PNG\r\n\x1a\n", "image"), (b"\xff\xd8\xff\xe0", "image"), (b"GIF89a", "image"), (b"RIFF....WEBP", "image"),
-        (b"RIFF....WAVE", "audio"), (b"fLaC", "audio"), (b"OggS", "audio"), (b"ID3", "audio"), (b"\xff\xfb\x90", "audio"),
+        (b"\x89PNG\r\n\x1a\n", "image"), (b"\xff\xd8\xff\xe0", "image"), (b"GIF89a", "image"),
+        (b"RIFF....WEBP", "image"),
+        (b"RIFF....WAVE", "audio"), (b"fLaC", "audio"), (b"OggS", "audio"),
+        (b"ID3", "audio"), (b"\xff\xfb\x90", "audio"),
         (b"hello", "media"), (b"\xff", "media"),
     ],
 )  # fmt: skip

@@ -73,8 +73,9 @@ def _objective(arrow: Arrow, output: ColumnType, kind: str) -> str:
 
 def _why(arrow: Arrow, output: ColumnType, kind: str) -> str:
     """Why a kind of model cannot, and what could."""
-    take = lambda *kinds: "Take a family that is " + " or ".join(f"{name} ({KINDS[name]})" for name in kinds)
-    model = f"{'an' if kind[0] in 'aeiou' else 'a'} {kind} model"
+    one = lambda name: f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
+    take = lambda *kinds: "Take " + " or ".join(f"{one(name)} model ({KINDS[name]})" for name in kinds)
+    model = one(kind) + " model"
     if arrow.kind == "align":
         return f"brings two sides close, and {model} has one side. {take('dual')}"
     if arrow.kind == "fill":
