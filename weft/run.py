@@ -152,10 +152,10 @@ class Run:
         """Add a line to metrics.jsonl: step=, loss=, ... or step=, validation={...} or event="start", ..."""
         append(self.path / METRICS, values)
 
-    def metrics(self, key: str = "") -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl, or those that have `key` ("loss", "validation", "event")."""
+    def metrics(self, kind: str = "") -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl; of a kind "step", "validation" or "event" only those."""
         path = self.path / METRICS
-        return [line for line in read_lines(path) if not key or key in line] if path.exists() else []
+        return [line for line in read_lines(path) if kind in ("", kind_of(line))] if path.exists() else []
 
     def forget_after(self, step: int) -> None:
         """Drop the metrics of steps after `step`: a resume will live through them again."""
@@ -190,6 +190,11 @@ class Run:
             yield
         finally:
             file.close()
+
+
+def kind_of(line: dict[str, Any]) -> str:
+    """event | validation | step"""
+    return next((kind for kind in ("event", "validation") if kind in line), "step")
 
 
 def take(file: IO[str]) -> None:

@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import textwrap
 
 import pytest
 import torch
@@ -113,39 +112,51 @@ def test_a_damaged_checkpoint_of_the_same_step_is_replaced(tmp_path):
     assert checkpoint.damage(path) == ""
 
 
-def test_a_kill_between_any_two_writes_leaves_a_valid_newest_checkpoint(tmp_path):
-    """A child is ended without warning at every stage of the second save."""
-    script = textwrap.dedent("""
-        import os, sys, torch
-        from pathlib import Path
-        from weft.train import checkpoint
-        folder, stage = Path(sys.argv[1]), int(sys.argv[2])
-        parts = lambda v: {"model.safetensors": {"w": torch.full((4,), v)}, "state.json": {"step": v}}
+KILLED = """
+import json, os, shutil, sys, torch
+from pathlib import Path
+from weft.train import checkpoint
+
+parts = lambda v: {"model.safetensors": {"w": torch.full((4,), v)}, "state.json": {"step": v}}
+count = 0
+
+def counted(real, stage):
+    def call(*a, **k):
+        global count
+        count += 1
+        if count == stage:
+            os._exit(9)
+        return real(*a, **k)
+    return call
+
+report = []
+for stage in range(1, 10):
+    folder = Path(sys.argv[1]) / str(stage)
+    pid = os.fork()
+    if not pid:
         checkpoint.save(folder, 1, parts(1.0), keep=1)
-        count = 0
-        def counted(real):
-            def call(*a, **k):
-                global count
-                count += 1
-                if count == stage:
-                    os._exit(9)
-                return real(*a, **k)
-            return call
-        for name in ("put", "flush_folder"):
-            setattr(checkpoint, name, counted(getattr(checkpoint, name)))
-        os.rename = counted(os.rename)
+        for owner, name in ((checkpoint, "put"), (checkpoint, "flush_folder"), (os, "rename"), (os, "unlink")):
+            setattr(owner, name, counted(getattr(owner, name), stage))
         checkpoint.save(folder, 2, parts(2.0), keep=1)
         os._exit(0)
-    """)
-    ends, found = [], []
-    for stage in range(1, 8):
+    report.append(os.waitpid(pid, 0)[1] >> 8)
+print(json.dumps(report))
+"""
+
+
+def test_a_kill_between_any_two_writes_leaves_a_valid_newest_checkpoint(tmp_path):
+    """A child is ended without warning at every stage of the second save, and of the removal of the first."""
+    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], check=True, capture_output=True, text=True)
+    ends, found = json.loads(done.stdout), []
+    for stage in range(1, 10):
         folder = tmp_path / str(stage)
-        ends.append(subprocess.run([sys.executable, "-c", script, str(folder), str(stage)], check=False).returncode)
         newest = checkpoint.newest(folder, pytest.fail)
         found.append(checkpoint.read(newest)["state.json"]["step"])
         checkpoint.sweep(folder)
         assert all(p.name.startswith("step-") for p in folder.iterdir()), "sweep removes what was half written"
-    assert ends == [9] * 6 + [0] and found == [1] * 5 + [2, 2], (ends, found)
+        assert all(checkpoint.damage(p) == "" for p in folder.iterdir())
+    # put x3, flush, rename | flush (committed), rename of the old one, deleting its files
+    assert ends == [9] * 9 and found == [1] * 5 + [2] * 4, (ends, found)
 
 
 class Tied(nn.Module):

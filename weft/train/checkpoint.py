@@ -7,7 +7,7 @@
     │   ├── optimizer.pt          tensors and plain numbers, read with weights_only=True
     │   ├── state.json            step, counters; the loader's place and all randomness follow from the step
     │   └── manifest.json         {file: [bytes, SHA-256]}
-    └── step-000400/          3 pruned, oldest first, once a newer one stands
+    └── step-000400/          3 pruned, oldest first, once a newer one stands: hidden by a rename, then deleted
 
 What is not committed does not count; what does not fit its manifest is said, and the one before is taken.
 """
@@ -68,7 +68,7 @@ def save(folder: Path, step: int, parts: Mapping[str, Any], keep: int) -> Path:
         manifest = {name: put(staged / name, content) for name, content in parts.items()}
         put(staged / MANIFEST, {"step": step, "files": manifest})
         flush_folder(staged)
-        shutil.rmtree(target, ignore_errors=True)  # a damaged one of the same step, met at resume
+        discard(target)  # a damaged one of the same step, met at resume
         os.rename(staged, target)
         flush_folder(folder)
     except (OSError, SafetensorError, RuntimeError) as error:  # torch.save's writer raises RuntimeError on a full disk
@@ -79,8 +79,16 @@ def save(folder: Path, step: int, parts: Mapping[str, Any], keep: int) -> Path:
             f"{f'{there[0]} is intact: free some space and resume.' if there else 'None was saved before.'}"
         ) from error
     for old in all_of(folder)[max(1, keep) :]:
-        shutil.rmtree(old)
+        discard(old)
     return target
+
+
+def discard(path: Path) -> None:
+    """Remove a checkpoint: out of sight by one rename first, so that a kill while files are deleted leaves no half of it."""
+    if path.exists():
+        hidden = path.with_name(f".{path.name}.old.{os.getpid()}")
+        os.rename(path, hidden)
+        shutil.rmtree(hidden)
 
 
 def put(path: Path, content: Any) -> list[int | str]:

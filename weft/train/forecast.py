@@ -53,12 +53,14 @@ class Forecast:
 
 
 def forecast(
-    session: Session, batches: Sequence[Sequence[Batch]], *, spent: float = 0.0, columns: int = 0, say: Say = lambda text: None
-) -> tuple[Forecast, Recipe]:
+    session: Session, batches: Sequence[Sequence[Batch]], *, spent: float = 0.0, columns: int = 0,
+    say: Say = lambda text: None, trial: bool = False,
+) -> tuple[Forecast, Recipe]:  # fmt: skip
     """Time real steps, decide compile and steps, and put model and optimiser back to where they were.
 
     batches  of the first steps, as the loader gives them; spent  seconds of the recipe's minutes that are gone already;
-    columns  inputs that the blind-modality alarm will shuffle.
+    columns  inputs that the blind-modality alarm will shuffle; trial  nothing will be trained: what compiling would do is
+    taken from experience, not measured.
     Returns the forecast, and the recipe with steps, compile, save_every and evaluate_every filled in.
     """
     recipe, began = session.run.recipe, time.perf_counter()
@@ -69,14 +71,18 @@ def forecast(
     pace, tokens = timed(session, batches)
     left = lambda: 60 * train.minutes - spent - (time.perf_counter() - began)
     compiling = 0.0
-    if train.options.compile == "on" or (train.options.compile == "auto" and pays(train, pace, left())):
+    will = train.options.compile == "on" or (train.options.compile == "auto" and pays(train, pace, left()))
+    if will and trial:
+        compiling, pace, spent = COMPILING, pace / GAIN[train.options.dtype], spent + COMPILING
+    elif will:
         compiling, pace = compiled(session, batches, pace, say)
+        will = is_compiled(session.model)
     checkpoint.fill(session.model, start)
     session.optimizer, session.state = Optimizer(session.model, train), State()
     steps = train.steps or max(1, math.floor(left() / (pace * SLACK) - watching(train, columns)))
     options = replace(
         train.options,
-        compile="on" if is_compiled(session.model) else "off",
+        compile="on" if will else "off",
         save_every=train.options.save_every or max(1, round(SAVING / pace)),
         evaluate_every=train.options.evaluate_every or math.ceil(steps / VALIDATIONS),
     )
@@ -86,7 +92,7 @@ def forecast(
         step=pace,
         steps=steps,
         tokens=tokens / pace,
-        compile=is_compiled(session.model),
+        compile=will,
         compiling=compiling,
     )
     return found, replace(recipe, train=replace(train, steps=steps, options=options))

@@ -84,7 +84,7 @@ def plan(data: Any, *arrows: str, family: str | None = None, overrides: Sequence
     with tempfile.TemporaryDirectory() as folder:
         session = assemble(Run(Path(folder), recipe, table), prepared, device)
         batches = [session.loader.step(number) for number in range(2)]
-        found, _ = forecast(session, batches, columns=len(inputs(prepared)))
+        found, _ = forecast(session, batches, columns=len(inputs(prepared)), trial=True)
     parameters = sum(p.numel() for p in session.model.parameters())
     return Plan(
         columns=[{"column": name, "type": kind.name, "reason": kind.reason} for name, kind in prepared.types.items()],

@@ -31,7 +31,7 @@ from weft.data.sources import Table, content, open_table
 from weft.errors import RecipeError, RunError
 from weft.model import build
 from weft.recipe import Recipe, load, override
-from weft.run import CONFIG, Run, replace_text
+from weft.run import CONFIG, METRICS, Run, replace_text
 from weft.train.card import card
 from weft.train.check import prove
 from weft.train.forecast import Forecast, compile_stacks, forecast
@@ -82,7 +82,7 @@ def train(
     with run.lock():
         go(run, began)
     if json:
-        print(json_module.dumps(held_out(run), indent=2, ensure_ascii=False))
+        print(json_module.dumps(results(run), indent=2, ensure_ascii=False))
     return run
 
 
@@ -157,6 +157,7 @@ def is_prepared(run: Run) -> bool:
 
 def begin(run: Run, began: float) -> tuple[Session, Prepared]:
     """A new run: prepare, prove, foresee; from here on a kill loses nothing but time."""
+    (run.path / METRICS).unlink(missing_ok=True)  # of a beginning that was killed
     device = pick_device()
     options = replace(run.recipe.train.options, dtype=pick_dtype(run.recipe.train.options.dtype, device))
     run.recipe = replace(run.recipe, train=replace(run.recipe.train, options=options))
@@ -255,6 +256,19 @@ def look_at(session: Session, prepared: Prepared, table: Table) -> list[Batch]:
 
 
 # ------------------------------------------------------------------------------------------------ what is written
+
+
+def results(run: Run) -> list[dict[str, Any]]:
+    """The last validation as `weft eval --json` writes its results: the loss per token of each arrow. n counts tokens."""
+    lines = run.metrics("validation")
+    if not lines:
+        return []
+    held = lines[-1]["validation"]
+    return [
+        {"arrow": name, "split": "validation", "metric": "loss", "value": value, "low": low, "high": high, "n": n}
+        for name, value in held["arrows"].items()
+        for low, high, n in [held["intervals"][name]]
+    ]
 
 
 def tell(session: Session, prepared: Prepared, found: Forecast) -> None:

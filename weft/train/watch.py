@@ -54,11 +54,21 @@ class Evaluate:
     batches: Batches
 
     def __call__(self, session: Session, report: Report) -> None:
-        if self.batches and due(session, session.recipe.options.evaluate_every):
-            sums, counts = losses(session, self.batches).sum(0).T  # (batches,arrows,2) -> (arrows,) twice
-            arrows = {n: s / c for n, s, c in zip(session.names, sums.tolist(), counts.tolist(), strict=True) if c}
-            held = {"loss": sums.sum() / max(1.0, counts.sum()), "arrows": arrows}
-            session.run.record(step=session.state.step, validation=held)
+        if not due(session, session.recipe.options.evaluate_every):
+            return
+        found = losses(session, self.batches)  # (batches,arrows,2)
+        sums, counts = found.sum(0).T  # (arrows,) each
+        intervals = {}
+        for number, name in enumerate(session.names):
+            if counts[number]:
+                mean, error = spread(found[:, number])
+                intervals[name] = [mean - 1.96 * error, mean + 1.96 * error, int(counts[number])]
+        held = {
+            "loss": float(sums.sum() / max(1.0, counts.sum())),
+            "arrows": {n: s / c for n, s, c in zip(session.names, sums.tolist(), counts.tolist(), strict=True) if c},
+            "intervals": intervals,
+        }
+        session.run.record(step=session.state.step, validation=held)
 
 
 @dataclass
@@ -139,12 +149,19 @@ def rise(before: np.ndarray, after: np.ndarray) -> tuple[float, float, float] | 
 
     None: too few batches hold the arrow to tell.
     """
-    before, after = (x[x[:, 1] > 0] for x in (before, after))
-    if min(len(before), len(after)) < 2:
+    if min((before[:, 1] > 0).sum(), (after[:, 1] > 0).sum()) < 2:
         return None
-    means = [x[:, 0].sum() / x[:, 1].sum() for x in (before, after)]
-    errors = [np.sum((x[:, 1] / x[:, 1].sum()) ** 2 * (x[:, 0] / x[:, 1] - m) ** 2) for x, m in zip((before, after), means, strict=True)]
-    return float(means[0]), float(means[1]), 2 * math.sqrt(sum(errors))
+    (loss, error), (shuffled, other) = spread(before), spread(after)
+    return loss, shuffled, 2 * math.hypot(error, other)
+
+
+def spread(batches: np.ndarray) -> tuple[float, float]:
+    """Loss per token, and its standard error, from (batches,2) sums and counts: how much the batches differ."""
+    sums, counts = batches[batches[:, 1] > 0].T
+    mean = sums.sum() / counts.sum()
+    shares, apart = counts / counts.sum(), sums / counts - mean
+    few = len(counts) / max(1, len(counts) - 1)
+    return float(mean), math.sqrt(few * float((shares**2 * apart**2).sum()))
 
 
 def swapped(table: Table, column: str, rows: np.ndarray, seed: int) -> Table | None:
