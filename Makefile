@@ -52,10 +52,10 @@ install: $(VENV)/.dev
 demo: $(VENV)/.demo
 	@if [ -e $(RUN)/report.html ]; then \
 	  echo "weft: $(RUN) is complete. To make it anew: rm -r $(RUN) && make demo"; exit 0; \
-	elif [ -e $(RUN)/card.md ]; then :; \
+	elif grep -qs "\"event\": \"end\"" $(RUN)/metrics.jsonl; then :; \
 	elif [ -e $(RUN)/recipe.toml ]; then $(BIN)/weft train --resume $(RUN) || exit; \
 	else $(BIN)/weft train recipes/demo.toml --out $(RUN) || exit; fi; \
-	if [ ! -e $(RUN)/card.md ]; then echo "weft: stopped on the way; make demo goes on from there"; exit 1; fi; \
+	if ! grep -qs "\"event\": \"end\"" $(RUN)/metrics.jsonl; then echo "weft: stopped on the way; make demo goes on from there"; exit 1; fi; \
 	$(BIN)/weft eval $(RUN) && $(BIN)/weft report $(RUN)
 	@printf '%s\n' "" "Try it:" \
 	  "  $(BIN)/weft predict $(RUN) 'caption -> image' --caption 'a red circle' --out drawn" \

@@ -154,9 +154,13 @@ def test_inputs_are_the_arrows_own() -> None:
 # ------------------------------------------------------------------------------------------------ commands
 
 
+def trained(path: Path, event: str) -> SimpleNamespace:
+    """What `weft.train` gives back."""
+    return SimpleNamespace(path=path, metrics=lambda key: [{"event": "start"}, {"event": event}])
+
+
 def test_train_hands_on_what_was_said(fake: Callable, tmp_path: Path) -> None:
-    calls = fake("train", SimpleNamespace(path=tmp_path))
-    (tmp_path / "card.md").write_text("done")
+    calls = fake("train", trained(tmp_path, "end"))
     found = run(
         "train", "t.csv", VQA, "-> question", "train.lr=0.1", "--out", "runs/mine", "--minutes", "3", "--seed", "7"
     )
@@ -170,14 +174,14 @@ def test_train_hands_on_what_was_said(fake: Callable, tmp_path: Path) -> None:
 
 
 def test_a_train_that_was_stopped_is_not_called_ready(fake: Callable, tmp_path: Path) -> None:
-    calls = fake("train", SimpleNamespace(path=tmp_path))
+    calls = fake("train", trained(tmp_path, "stop"))
     found = run("train", "t.csv", "-> text", "--no-check")
     assert (found.code, found.out) == (0, "")
     assert calls[0][1]["overrides"] == ["train.options.check=false"]
 
 
 def test_resume_takes_the_runs_own_recipe(fake: Callable) -> None:
-    calls = fake("train", SimpleNamespace(path=Path("runs/mine")))
+    calls = fake("train", trained(Path("runs/mine"), "end"))
     assert run("train", "--resume", "runs/mine").code == 0
     assert calls[0][1]["resume"] == Path("runs/mine")
     found = run("train", "--resume", "runs/mine", "other.csv", "a -> b")

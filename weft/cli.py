@@ -109,7 +109,7 @@ def train(
         run = weft.train(
             data, *arrows, out=out, minutes=minutes, steps=steps, family=family, overrides=overrides, json=json
         )
-    if not json and (run.path / "card.md").is_file():  # the last thing that a finished run writes
+    if not json and any(event["event"] == "end" for event in run.metrics("event")):
         print(f"\n{run.path} is ready. Next: weft eval {run.path}")
 
 
