@@ -79,7 +79,15 @@ def write_metrics(run: Path) -> None:
             held = {a: value + 0.05 for a, value in loss.items()}
             rows.append({"step": step, "validation": {"loss": sum(held.values()) / 4, "arrows": held}})
     rows.append(
-        {"event": "blind", "arrow": ARROWS[0], "column": "image", "loss": 0.11, "shuffled": 1.9, "ignored": False}
+        {
+            "event": "blind",
+            "arrow": ARROWS[0],
+            "column": "image",
+            "loss": 0.11,
+            "shuffled": 1.9,
+            "noise": 0.2,
+            "ignored": False,
+        }
     )
     rows.append(
         {"event": "blind", "arrow": ARROWS[0], "column": "question", "loss": 0.11, "shuffled": 0.12, "ignored": True}

@@ -107,7 +107,7 @@ def shown(value: Any, label: str, folder: Path) -> str:
 
 
 def head(facts: Facts) -> str:
-    start, end = facts.event("start"), facts.event("end")
+    start, end = facts.event("start"), facts.event("end") or facts.event("stop")
     arrows = facts.recipe.get("arrows", [])
     tiles: list[tuple[str, str]] = []
     if parameters := start.get("parameters"):
@@ -253,20 +253,25 @@ def forecast(facts: Facts) -> str:
 
 
 def blind(facts: Facts) -> str:
-    found = {(e["arrow"], e["column"]): e for e in facts.all("blind")}
-    if not found:
-        return ""
+    found = {(e["arrow"], e["column"]): e for e in facts.all("blind")}  # the last one of each
+    order = list(facts.recipe.get("arrows", []))
+    place = lambda key: (order.index(key[0]) if key[0] in order else len(order), key[1])
     rows = []
-    for (arrow, column), e in found.items():
-        rise = e["shuffled"] - e["loss"]
+    for arrow, column in sorted(found, key=place):
+        e = found[arrow, column]
         verdict = '<span class="bad">ignored</span>' if e.get("ignored") else '<span class="good">used</span>'
+        rise = f"{e['shuffled'] - e['loss']:+.3f}"
+        chance = f"{e['noise']:.3f}" if "noise" in e else "–"
         rows.append(
-            (arrow_text(arrow), escape(column), f"{e['loss']:.3f}", f"{e['shuffled']:.3f}", f"{rise:+.3f}", verdict)
+            (arrow_text(arrow), escape(column), f"{e['loss']:.3f}", f"{e['shuffled']:.3f}", rise, chance, verdict)
         )
+    if not rows:
+        return ""
+    titles = ["arrow", "input swapped", "loss", "loss when swapped", "rise", "by chance", ""]
     return lead(
-        "An input that helps must hurt when it is swapped with another row's. A rise near zero: the model does "
-        "not look."
-    ) + table(["arrow", "input shuffled", "loss", "loss when shuffled", "rise", ""], rows, numbers=(2, 3, 4))
+        "An input that helps must hurt when it is swapped with another row's. A rise no larger than chance would make: "
+        "the model does not look."
+    ) + table(titles, rows, numbers=(2, 3, 4, 5))
 
 
 def codecs(facts: Facts) -> str:
