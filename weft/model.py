@@ -159,6 +159,21 @@ def build(config: c.ModelConfig, seed: int | None = None, device: torch.device |
         model = Model(config)
     if str(device) == "meta":
         return model
-    model.to_empty(device=device)
+    allocate(model, device)
     initialise(model, config.init, seed)
     return model
+
+
+def allocate(model: nn.Module, device: torch.device | str) -> None:
+    """Give every parameter and buffer memory. `Module.to_empty` would give each module tensors of its own: tables that a
+    head shares would no longer be shared.
+    """
+    made: dict[int, Tensor] = {}
+    for module in model.modules():
+        for held in (module._parameters, module._buffers):
+            for name, old in held.items():
+                if old is not None and id(old) not in made:
+                    new = torch.empty_like(old, device=device)
+                    made[id(old)] = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
+                if old is not None:
+                    held[name] = made[id(old)]
