@@ -32,6 +32,7 @@ from weft.modalities.quantize import Codebook
 from weft.recipe import AudioRecipe, ImageRecipe
 
 Progress = Callable[[int, int, float], None]  # (step, steps, loss), after each step
+DETAIL = 20  # how much more a busy cell counts in training (see `_detail`)
 HELD = 200  # at most so many items are kept back to measure the error
 
 
@@ -64,7 +65,8 @@ class CodecConfig:
     cell: int
     rows: int
     codebook: int
-    channels: int = 96
+    channels: int = 48
+    wide: int = 256  # inside the networks on single cells
     latent: int = 16
     encoder: int = 2  # blocks
     decoder: int = 3
@@ -80,40 +82,61 @@ class Training:
 
     steps: int
     batch: int
-    lr: float = 3e-3
-    alone: float = 0.25  # share of the steps without a codebook, so that k-means finds vectors worth the name
+    lr: float = 0.02  # Muon's, for matrices
+    adam_lr: float = 3e-3  # AdamW's, for the rest
+    alone: float = 0.1  # share of the steps without a codebook, so that k-means finds vectors worth the name
     commit: float = 0.25  # weight of staying near one's code
 
 
+class Conv(nn.Module):
+    """A convolution whose weight is kept as a matrix (out, in*kh*kw), which is the shape Muon orthogonalises."""
+
+    def __init__(self, inside: int, outside: int, kernel: tuple[int, int] = (1, 1), scale: float = 1.0) -> None:
+        super().__init__()
+        self.shape = (outside, inside, *kernel)
+        fan = inside * kernel[0] * kernel[1]
+        self.weight = nn.Parameter(torch.empty(outside, fan).uniform_(-1, 1) * scale * (3 / fan) ** 0.5)
+        self.bias = nn.Parameter(torch.zeros(outside))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B,in,h,w) -> (B,out,h,w)."""
+        padding = (self.shape[2] // 2, self.shape[3] // 2)
+        return F.conv2d(x, self.weight.view(self.shape), self.bias, padding=padding)
+
+
 class Block(nn.Module):
-    """Look at the neighbours, think; added to what was there.  x (B,C,h,w), mask (B,1,h,w) or None."""
+    """Look at the neighbours and at the whole, think; added to what was there.  x (B,C,h,w), mask (B,1,h,w) or None."""
 
     def __init__(self, channels: int, kernel: tuple[int, int]) -> None:
         super().__init__()
-        self.look = nn.Conv2d(channels, channels, kernel, padding=(kernel[0] // 2, kernel[1] // 2))
-        self.think = nn.Conv2d(channels, channels, 1)
-        nn.init.normal_(self.think.weight, std=0.01)  # starts as the identity, nearly
+        self.look = Conv(channels, channels, kernel)
+        self.think = Conv(channels, channels, scale=0.1)  # starts near the identity
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        normed = x * x.square().mean(1, keepdim=True).add(1e-5).rsqrt()  # per place: blind to padding and to length
-        normed = normed if mask is None else normed * mask  # what lies beyond the end looks like the edge
+        normed = _rms(x) if mask is None else _rms(x) * mask  # what lies beyond the end looks like the edge
         return x + self.think(F.gelu(self.look(normed)))
 
 
-class Coder(nn.Module):
-    """(B,in,h,w) -> (B,out,h,w) through blocks."""
+def _rms(x: Tensor) -> Tensor:
+    """Each place of (B,C,h,w) to size one: blind to padding and to length."""
+    return x * x.square().mean(1, keepdim=True).add(1e-5).rsqrt()
 
-    def __init__(self, inside: int, outside: int, depth: int, channels: int, kernel: tuple[int, int]) -> None:
+
+class Coder(nn.Module):
+    """(B,in,h,w) -> (B,out,h,w): a small network on each cell, blocks that look around, a small network on each cell."""
+
+    def __init__(self, inside: int, outside: int, depth: int, config: CodecConfig) -> None:
         super().__init__()
-        self.into = nn.Conv2d(inside, channels, 1)
-        self.blocks = nn.ModuleList(Block(channels, kernel) for _ in range(depth))
-        self.out = nn.Conv2d(channels, outside, 1)
+        channels, wide = config.channels, config.wide
+        self.read = nn.Sequential(Conv(inside, wide), nn.GELU(), Conv(wide, channels))
+        self.blocks = nn.ModuleList(Block(channels, config.kernel) for _ in range(depth))
+        self.write = nn.Sequential(Conv(channels, wide), nn.GELU(), Conv(wide, outside))
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        x = self.into(x)
+        x = self.read(x)
         for block in self.blocks:
             x = block(x, mask)
-        return self.out(x)
+        return self.write(_rms(x))
 
 
 class Network(nn.Module):
@@ -121,8 +144,8 @@ class Network(nn.Module):
 
     def __init__(self, config: CodecConfig) -> None:
         super().__init__()
-        self.encoder = Coder(config.cell, config.latent, config.encoder, config.channels, config.kernel)
-        self.decoder = Coder(config.latent, config.cell, config.decoder, config.channels, config.kernel)
+        self.encoder = Coder(config.cell, config.latent, config.encoder, config)
+        self.decoder = Coder(config.latent, config.cell, config.decoder, config)
         self.codebook = Codebook(config.codebook, config.latent)
 
     def ids(self, cells: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -224,7 +247,7 @@ class ImageCodec(Codec):
 
         config = CodecConfig(3 * side * side, rows, settings.codebook)
         started = time.perf_counter()
-        network = _learn(config, draw, Training(steps or 500, batch), seed, progress, device)
+        network = _learn(config, draw, Training(steps or 1000, batch), seed, progress, device)
         seconds = time.perf_counter() - started
         codec = cls(config, {"size": settings.size, "codes": settings.codes}, network, device)
         shown = pictures[held if len(held) else train].numpy()
@@ -298,7 +321,7 @@ class AudioCodec(Codec):
 
         config = CodecConfig(hop * mels, 0, settings.codebook)
         started = time.perf_counter()
-        network = _learn(config, draw, Training(steps or 500, 16), seed, progress, device)
+        network = _learn(config, draw, Training(steps or 700, 16), seed, progress, device)
         seconds = time.perf_counter() - started
         codec = cls(config, {"hop": hop, "mels": mels}, network, device)
         shown = [np.asarray(items[i], np.float32) for i in (held if len(held) else train)]
@@ -369,37 +392,52 @@ def _learn(
         torch.manual_seed(seed)
         network = Network(config).to(device).train()
     generator = torch.Generator().manual_seed(seed)
-    fast = _half_is_fast(torch.device(device))
-    optimizer = torch.optim.AdamW(network.parameters(), lr=plan.lr, betas=(0.9, 0.99), weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min(1, (step + 1) / 20) * min(1, max(0.02, 2 * (1 - step / plan.steps)))
-    )
+    kind, fast = torch.device(device).type, _half_is_fast(torch.device(device))
+    optimizers = _optimizers(network, plan)
     alone = int(plan.steps * plan.alone)
     for step in range(plan.steps):
         cells = draw(generator).to(device)
         if step == alone:
             _start(network, [cells] + [draw(generator).to(device) for _ in range(7)], generator)
-        with torch.autocast(cells.device.type, torch.bfloat16, enabled=fast):
+        with torch.autocast(kind, torch.bfloat16, enabled=fast):
             z = network.encoder(cells)
-        z, commit = z.float(), z.new_zeros((), dtype=torch.float32)
+        z, commit = z.float(), torch.zeros((), device=device)
         if step >= alone:
             flat = _flat(z)
-            network.codebook.follow(flat.detach(), generator)
-            code = network.codebook(network.codebook.nearest(flat.detach()))
+            code = network.codebook(network.codebook.follow(flat.detach(), generator))
             commit = F.mse_loss(flat, code)
             passed = flat + (code - flat).detach()
             z = passed.view(z.shape[0], *z.shape[2:], -1).permute(0, 3, 1, 2)
-        with torch.autocast(cells.device.type, torch.bfloat16, enabled=fast):
+        with torch.autocast(kind, torch.bfloat16, enabled=fast):
             back = network.decoder(z)
-        loss = (back.float() - cells).abs().mean() + plan.commit * commit
-        optimizer.zero_grad(set_to_none=True)
+        weight = _detail(cells)
+        loss = ((back.float() - cells).abs() * weight).mean() + plan.commit * commit
+        network.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
+        for optimizer, rate in optimizers:
+            optimizer.param_groups[0]["lr"] = rate * min(1, (step + 1) / 20, max(0.02, 2 * (1 - step / plan.steps)))
+            optimizer.step()
         if progress:
             progress(step + 1, plan.steps, float(loss.detach()))
     return network.eval()
+
+
+def _optimizers(network: Network, plan: Training) -> list[tuple[torch.optim.Optimizer, float]]:
+    """Muon for the matrices, AdamW for the rest, each with its highest rate."""
+    matrices = [value for value in network.parameters() if value.ndim == 2]
+    rest = [value for value in network.parameters() if value.ndim != 2]
+    muon = torch.optim.Muon(matrices, lr=plan.lr, weight_decay=0.01, momentum=0.95)
+    return [(muon, plan.lr), (torch.optim.AdamW(rest, lr=plan.adam_lr, betas=(0.9, 0.99)), plan.adam_lr)]
+
+
+def _detail(cells: Tensor) -> Tensor:
+    """(B,F,h,w) -> (B,1,h,w), mean 1: cells with much going on in them count more than plain ones.
+
+    Most cells of a drawing are background, of a recording silence; without this, edges are what a short training leaves out.
+    """
+    spread = (cells.square().mean(1, keepdim=True) - cells.mean(1, keepdim=True).square()).clamp_min(0).sqrt()
+    weight = 1 + DETAIL * spread
+    return weight / weight.mean()
 
 
 @torch.no_grad()

@@ -55,16 +55,19 @@ class Codebook(nn.Module):
         self.codes.copy_(z[first.to(z.device)])
         uses = torch.zeros(size, device=z.device)
         for _ in range(ROUNDS):
-            uses, sums = self._gather(z)
+            _, uses, sums = self._gather(z)
             elsewhere = z[torch.randint(count, (size,), generator=draw).to(z.device)]
             self.codes.copy_(torch.where(uses[:, None] > 0, sums / uses.clamp_min(1)[:, None], elsewhere))
         self.uses.copy_(uses * (per_step / count))
         self.sums.copy_(self.codes * self.uses[:, None])
 
     @torch.no_grad()
-    def follow(self, z: Tensor, draw: torch.Generator) -> None:
-        """One step: move each code towards its vectors of this step; put dead codes on random vectors."""
-        uses, sums = self._gather(z)
+    def follow(self, z: Tensor, draw: torch.Generator) -> Tensor:
+        """One step: move each code towards its vectors of this step; put dead codes on random vectors.
+
+        Returns the ids (N,) the vectors had before the move.
+        """
+        ids, uses, sums = self._gather(z)
         self.uses.mul_(DECAY).add_(uses, alpha=1 - DECAY)
         self.sums.mul_(DECAY).add_(sums, alpha=1 - DECAY)
         moved = self.sums / self.uses.clamp_min(1e-3)[:, None]
@@ -72,9 +75,14 @@ class Codebook(nn.Module):
         dead = self.uses < DEAD
         self.codes.copy_(torch.where(dead[:, None], elsewhere, moved))
         self.sums.copy_(torch.where(dead[:, None], elsewhere, self.sums))
-        self.uses.masked_fill_(dead, 1.0)
+        self.uses.masked_fill_(dead, 1.0)  # as if one vector per step
+        return ids
 
-    def _gather(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Per code: how many vectors are nearest to it (K,), and their sum (K,D). A product, so that a GPU repeats its bits."""
-        chosen = torch.nn.functional.one_hot(self.nearest(z), self.size).to(z.dtype)  # (N,K)
-        return chosen.sum(0), chosen.T @ z
+    def _gather(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """ids (N,); per code how many vectors are nearest to it (K,), and their sum (K,D).
+
+        The sum is a product with one-hot rows, not a scatter, so that a GPU repeats its bits.
+        """
+        ids = self.nearest(z)
+        chosen = torch.nn.functional.one_hot(ids, self.size).to(z.dtype)  # (N,K)
+        return ids, chosen.sum(0), chosen.T @ z
