@@ -9,6 +9,7 @@ Shape letters:  n rows  C classes  k numbers a row contributes
 
 from __future__ import annotations
 
+import re
 import string
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
@@ -91,8 +92,8 @@ def _macro(sums: np.ndarray, c: int, which: str) -> np.ndarray:
 def text(expected: Sequence[str], produced: Sequence[str]) -> list[Score]:
     """Exact match first, then token F1, word error, character error, BLEU and chrF."""
     return [
-        hits("exact match", [e.strip() == p.strip() for e, p in zip(expected, produced)]),
-        mean("token F1", [token_f1(e, p) for e, p in zip(expected, produced)]),
+        hits("exact match", [e.strip() == p.strip() for e, p in zip(expected, produced, strict=True)]),
+        mean("token F1", [token_f1(e, p) for e, p in zip(expected, produced, strict=True)]),
         word_error(expected, produced),
         character_error(expected, produced),
         bleu(expected, produced),
@@ -100,12 +101,14 @@ def text(expected: Sequence[str], produced: Sequence[str]) -> list[Score]:
     ]
 
 
-_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_PUNCTUATION = str.maketrans("", "", string.punctuation + "。，、？！；：“”‘’（）《》")
+_HAN = re.compile("([\u3400-\u4dbf\u4e00-\u9fff])")
 
 
 def words(value: str) -> list[str]:
-    """Lower-cased words without ASCII punctuation: what word error, token F1 and the speech judge compare."""
-    return value.lower().translate(_PUNCTUATION).split()
+    """Lower-cased words without punctuation, each Chinese character a word: what word error, token F1 and the speech judge
+    compare."""
+    return _HAN.sub(r" \1 ", value.lower().translate(_PUNCTUATION)).split()
 
 
 def token_f1(expected: str, produced: str) -> float:
@@ -134,7 +137,7 @@ def _errors(metric: str, expected: Sequence[str], produced: Sequence[str], unit:
         return _missing(metric, "jiwer", higher=False)
     process: Callable = jiwer.process_words if unit == "words" else jiwer.process_characters
     stats = np.zeros((len(expected), 2))
-    for i, (want, got) in enumerate(zip(expected, produced)):
+    for i, (want, got) in enumerate(zip(expected, produced, strict=True)):
         size = len(want.split()) if unit == "words" else len(want)
         if not want:  # jiwer refuses an empty reference: everything produced is an insertion
             stats[i] = (len(got.split()) if unit == "words" else len(got)), 0
@@ -155,7 +158,7 @@ def bleu(expected: Sequence[str], produced: Sequence[str]) -> Score:
         return _missing("BLEU", "sacrebleu")
     scorer = BLEU(tokenize="zh" if _chinese(expected) else "13a")
     stats = np.zeros((len(expected), 10))
-    for i, (want, got) in enumerate(zip(expected, produced)):
+    for i, (want, got) in enumerate(zip(expected, produced, strict=True)):
         one = scorer.corpus_score([got], [[want]])
         stats[i] = [one.sys_len, one.ref_len, *one.counts, *one.totals]
     return Score("BLEU", stats, _bleu)
@@ -179,7 +182,7 @@ CHRF_ORDER, CHRF_BETA = 6, 2  # Popovic 2015, and sacrebleu's defaults
 def chrf(expected: Sequence[str], produced: Sequence[str]) -> Score:
     """Character n-gram F2, 0 to 1, spaces left out (Popovic 2015). Equal to sacrebleu's, which a test holds it to."""
     stats = np.zeros((len(expected), 3 * CHRF_ORDER))
-    for i, (want, got) in enumerate(zip(expected, produced)):
+    for i, (want, got) in enumerate(zip(expected, produced, strict=True)):
         want, got = "".join(want.split()), "".join(got.split())
         for order in range(CHRF_ORDER):
             a = Counter(want[j : j + order + 1] for j in range(len(want) - order))
@@ -234,6 +237,6 @@ def reconstruction(expected: Sequence[np.ndarray], produced: Sequence[np.ndarray
     """Root mean square error as a share of `scale` (255 for uint8 images), pooled over all values of all rows."""
     stats = [
         (float(((a.astype(np.float64) - b.astype(np.float64)) ** 2).sum()) / scale**2, a.size)
-        for a, b in zip(expected, produced)
+        for a, b in zip(expected, produced, strict=True)
     ]
     return Score("reconstruction error", np.array(stats).reshape(-1, 2), lambda s: np.sqrt(ratio(s)), higher=False)

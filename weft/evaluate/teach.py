@@ -1,0 +1,74 @@
+"""Scores read off the model's own predictions, teacher-forced: `-> text` and `~text`, documents made as in training.
+
+Shape letters:  B rows  T tokens  m trained tokens
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from weft.data import pack
+from weft.data.assemble import Assembler, Skips
+from weft.data.pack import Document
+from weft.data.plan import Doc, Lane
+from weft.data.sources import Table
+
+TOKENS = 16_384
+
+
+@torch.no_grad()
+def teach(model: Any, renderer: Any, table: Table, rows: Sequence[int], *, arrow: int, length: int, seed: int = 0) -> np.ndarray:
+    """(n,3) per row: nats summed over its trained tokens, how many of them the model has right, how many there are.
+
+    Rows longer than `length` are scored in windows, as they are trained in.
+    """
+    objective = {"encoder": "masked", "encoder-decoder": "seq2seq"}.get(model.kind, "next")
+    lane = Lane(objective, "language", (arrow,))
+    skips = Skips(len(table), 1.0)
+    maker = Assembler(table, renderer, arrows=renderer.arrows, skips=skips, seed=seed, budget=0)
+    found = np.zeros((len(rows), 3))
+    batch: list[tuple[int, Document, Document]] = []
+
+    def flush() -> None:
+        if batch:
+            _score(model, batch, found, two=lane.streams == 2)
+            batch.clear()
+
+    for number, row in enumerate(rows):
+        total = renderer.length(table.row(row), arrow)
+        for start in range(0, total, length):
+            whole = total <= length
+            doc = Doc((number,), 0) if whole else Doc((number,), 0, start, min(start + length, total))
+            pair = [(int(row), arrow)]
+            first, second = maker.two(pair, doc, lane) if lane.streams == 2 else (getattr(maker, objective)(pair, doc), [])
+            if first:
+                batch.append((number, first, second))
+            if len(batch) * min(length, total) >= TOKENS:
+                flush()
+    flush()
+    return found
+
+
+def _score(model: Any, batch: list[tuple[int, Document, Document]], found: np.ndarray, *, two: bool) -> None:
+    """Add what a batch of documents scores to the rows they belong to; one document per row of the batch."""
+    device = next(model.parameters()).device
+    stream = _rows([document for _, document, _ in batch])
+    source = _rows([document for _, _, document in batch]).tokens.to(device) if two else None
+    hidden = model.hidden(stream.tokens.to(device), source)
+    at = (stream.targets != pack.UNTRAINED).nonzero()  # (m,2)
+    targets = stream.targets[at[:, 0], at[:, 1]].to(device)
+    logits = model.logits(hidden[at[:, 0].to(device), at[:, 1].to(device)]).float()  # (m,D) -> (m,V)
+    nats = F.cross_entropy(logits, targets, reduction="none").cpu().double().numpy()
+    right = (logits.argmax(-1) == targets).cpu().numpy()
+    numbers = np.array([number for number, _, _ in batch])[at[:, 0].numpy()]
+    np.add.at(found, numbers, np.stack([nats, right, np.ones_like(nats)], -1))
+
+
+def _rows(documents: Sequence[Document]) -> pack.Stream:
+    longest = max(sum(len(part.piece) for part in document) for document in documents)
+    return pack.collate([[document] for document in documents], len(documents), longest)
