@@ -18,7 +18,7 @@ from weft.core.mask import looks_ahead
 from weft.core.record import Recorder
 from weft.core.stack import Stack
 from weft.core.stream import stream
-from weft.core.topology import MODULES, Encoded, within
+from weft.core.topology import MODULES, Concat, DualEncoder, EarlyFusion, Encoded, EncoderDecoder, Tower, within
 from weft.core.view import Tokens
 from weft.errors import WeftError, nearest
 from weft.heads import make_head
@@ -104,10 +104,11 @@ class Model(nn.Module):
     ) -> Output:
         """In the ecosystem's names, one document a row.
 
-        input_ids (B,T), attention_mask (B,T) 1 real 0 padding; pixel_values (B,C,H,W) and input_features (B,frames,mels)
-        stand before the ids, whose hidden states and logits are answered; without ids a class token (id 0) stands first.
-        decoder_input_ids (B,T') of an encoder-decoder. labels: (B,T) or (B,T'), -100 untrained, shifted here for a decoder;
-        (B,) for the classification head. A dual encoder answers (B,B) scores, images or sounds by texts.
+        input_ids (B,T), attention_mask (B,T) 1 real 0 padding; pixel_values (B,C,H,W) and input_features
+        (B,frames,mels) stand before the ids, whose hidden states and logits are answered; without ids a class token
+        (id 0) stands first. decoder_input_ids (B,T') of an encoder-decoder. labels: (B,T) or (B,T'), -100 untrained,
+        shifted here for a decoder; (B,) for a classification head. A dual encoder answers (B,B) scores, images or
+        sounds by texts.
         """
         if self.kind == "dual":
             media = stream(self.body, pixels=pixel_values, sounds=input_features)[0]
@@ -147,10 +148,17 @@ def kind(topology: c.Topology) -> str:
 
 def outlet(body: nn.Module) -> tuple[Stack, nn.Embedding]:
     """The stack whose output heads read, and the table of its input."""
-    tower = body
-    for name in ("decoder", "tower", "left"):
-        tower = getattr(body, name, tower)
-    return tower.stack, (tower.input if hasattr(tower, "input") else tower.target).table
+    if isinstance(body, Concat):
+        return body.stack, body.target.table
+    if isinstance(body, EncoderDecoder):
+        body = body.decoder
+    elif isinstance(body, EarlyFusion):
+        body = body.tower
+    elif isinstance(body, DualEncoder):
+        body = body.left
+    if not isinstance(body, Tower):
+        raise WeftError(f"{type(body).__name__} is no topology of weft.")
+    return body.stack, body.input.table
 
 
 def build(config: c.ModelConfig, seed: int | None = None, device: torch.device | str = "cpu") -> Model:
@@ -165,15 +173,11 @@ def build(config: c.ModelConfig, seed: int | None = None, device: torch.device |
 
 
 def allocate(model: nn.Module, device: torch.device | str) -> None:
-    """Give every parameter and buffer memory. `Module.to_empty` would give each module tensors of its own: tables that a
-    head shares would no longer be shared.
+    """Give every parameter memory (there are no buffers). `Module.to_empty` would give each module tensors of its own:
+    tables that a head shares would no longer be shared.
     """
-    made: dict[int, Tensor] = {}
+    made: dict[int, nn.Parameter] = {}
     for module in model.modules():
-        for held in (module._parameters, module._buffers):
-            for name, old in held.items():
-                if old is not None and id(old) not in made:
-                    new = torch.empty_like(old, device=device)
-                    made[id(old)] = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
-                if old is not None:
-                    held[name] = made[id(old)]
+        for name, old in list(module.named_parameters(recurse=False)):
+            new = made.setdefault(id(old), nn.Parameter(torch.empty_like(old, device=device), old.requires_grad))
+            setattr(module, name, new)

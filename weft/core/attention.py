@@ -63,12 +63,12 @@ class CrossAttention(nn.Module):
 
     def keys(self, view: View) -> tuple[Tensor, Tensor]:
         """(B,K,S,E) each, from the cache if they are there."""
-        if view.cache is not None and self.layer in view.cache.layers:
-            return view.cache.layers[self.layer]
+        if view.kept is not None and self.layer in view.kept.layers:
+            return view.kept.layers[self.layer]
         k, v = self.kv(view.memory).unflatten(-1, (2, -1, self.width)).unbind(2)  # (B,S,K,E)
         k, v = self.k_norm(k).transpose(1, 2), v.transpose(1, 2)
-        if view.cache is not None:
-            view.cache.layers[self.layer] = (k, v)
+        if view.kept is not None:
+            view.kept.layers[self.layer] = (k, v)
         return k, v
 
 
@@ -97,7 +97,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, view: View, *, scale: float | None, 
 
 
 def plain_is_faster(q: Tensor, k: Tensor) -> bool:
-    """Whether to train by plain products. The fused kernel's backward is slow on CPUs: forward and backward together took
-    22-25 ms against 7-13 at 2,048 tokens of 128 or 256 a row, 43 against 22 at 512 (bf16, 3 heads of 64, one core).
+    """Whether to train by plain products: the fused kernel's backward is slow on CPUs.
+
+    Forward and backward took 22 to 25 ms fused against 7 to 13 plain, at 2,048 tokens in rows of 128 or 256; 43 against
+    22 in rows of 512 (bf16, 3 heads of 64, one core). Longer rows would hold too much memory.
     """
     return q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.requires_grad and k.shape[2] <= 512

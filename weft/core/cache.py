@@ -10,6 +10,8 @@ Shape letters:  B rows  K kv heads  T new tokens  S cached tokens  E features of
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -92,12 +94,12 @@ class Sliding(Growing):
             raise WeftError("A sliding cache cannot follow branches: a branch may need trunk tokens long gone.")
         full = new if self.layout is None else join(self.layout, new)
         self.seen += len(new)
-        self.keep = None
+        self.keep = keep = None
         if len(full) > self.left + self.globals:
             real = full.index if full.document is None else full.index.masked_fill(full.document == 0, -1)
             real = real.masked_fill(full.order < self.globals, self.seen)  # the global ones stay
-            self.keep = real.topk(self.left + self.globals, -1).indices.sort(-1).values
-        self.layout = full if self.keep is None else full.map(lambda t: take(t, self.keep))
+            self.keep = keep = real.topk(self.left + self.globals, -1).indices.sort(-1).values
+        self.layout = full if keep is None else full.map(lambda t: take(t, keep))
         return full
 
     def extend(self, layer: int, key: Tensor, value: Tensor) -> KeyValue:
@@ -123,23 +125,35 @@ Cache = Growing | Fixed | Sliding
 
 def join(a: Layout, b: Layout) -> Layout:
     """One layout after the other; where only one has a field, the other gets its plain value."""
+    a, b = (with_places(one, other) for one, other in ((a, b), (b, a)))
+    rest = {
+        name: _both(a, b, name, plain) for name, plain in (("document", 1), ("branch", 0), ("span", 0), ("place", 0))
+    }
+    return Layout(concat(a.index, b.index), concat(a.order, b.order), **rest)
 
-    def both(name: str, plain: float) -> Tensor | None:
-        left, right = getattr(a, name), getattr(b, name)
-        if left is None and right is None:
-            return None
-        left = torch.full_like(right[:, :1], plain).expand(-1, len(a), *right.shape[2:]) if left is None else left
-        right = torch.full_like(left[:, :1], plain).expand(-1, len(b), *left.shape[2:]) if right is None else right
-        rows = max(len(left), len(right))
-        return torch.cat((left.expand(rows, *left.shape[1:]), right.expand(rows, *right.shape[1:])), 1)
 
-    if a.place is None and b.place is not None:
-        a.place = a.order[..., None].float().expand(-1, -1, b.place.shape[-1])
-    if b.place is None and a.place is not None:
-        b.place = b.order[..., None].float().expand(-1, -1, a.place.shape[-1])
-    return Layout(
-        both("index", 0), both("order", 0), both("document", 1), both("branch", 0), both("span", 0), both("place", 0)
-    )
+def with_places(layout: Layout, other: Layout) -> Layout:
+    """`layout` with its order on every axis, if only the other has places."""
+    if layout.place is not None or other.place is None:
+        return layout
+    return replace(layout, place=layout.order[..., None].float().expand(-1, -1, other.place.shape[-1]))
+
+
+def _both(a: Layout, b: Layout, name: str, plain: int) -> Tensor | None:
+    left, right = getattr(a, name), getattr(b, name)
+    if left is None and right is None:
+        return None
+    if left is None:
+        left = torch.full_like(right[:, :1], plain).expand(-1, len(a), *right.shape[2:])
+    if right is None:
+        right = torch.full_like(left[:, :1], plain).expand(-1, len(b), *left.shape[2:])
+    return concat(left, right)
+
+
+def concat(a: Tensor, b: Tensor) -> Tensor:
+    """(1|B,T,...), (1|B,T',...) -> (1|B,T+T',...)."""
+    rows = max(len(a), len(b))
+    return torch.cat((a.expand(rows, *a.shape[1:]), b.expand(rows, *b.shape[1:])), 1)
 
 
 def pad(t: Tensor, length: int) -> Tensor:

@@ -5,7 +5,7 @@ A choice with its own numbers is its own type, so an illegal combination cannot 
     ModelConfig
     ├── topology   TowerConfig | EncoderDecoderConfig | EarlyFusionConfig | ConcatConfig | DualEncoderConfig
     │   ├── input  TextInput(vocab, positions, stems={"image": LinearStem(192)})
-    │   └── stack  StackConfig(dim, depth, Attention(heads, position=Rope(), pattern=Prefix()), FeedForward(...), RMSNorm())
+    │   └── stack  StackConfig(dim, depth, Attention(heads, position=Rope()), FeedForward(hidden), RMSNorm())
     ├── heads      {"language": Language(vocab)}
     └── init       Init(std=0.02)
 """
@@ -132,7 +132,10 @@ class PerModality:
 
 @dataclass(frozen=True)
 class Attention:
-    """heads x head_dim queries over kv_heads x head_dim keys and values. 0: all heads; dim / heads. scale: E^-1/2."""
+    """heads x head_dim queries over kv_heads x head_dim keys and values (0: all heads; dim / heads).
+
+    scale  factor on the scores; None: head_dim^-1/2
+    """
 
     heads: int
     kv_heads: int = 0
@@ -146,7 +149,10 @@ class Attention:
 
 @dataclass(frozen=True)
 class FeedForward:
-    """activation: gelu, gelu_tanh, gelu_quick, relu, relu2 (squared), silu. gated: act(gate(x)) * up(x) (Shazeer 2020)."""
+    """activation: gelu, gelu_tanh, gelu_quick, relu, relu2 (squared), silu.
+
+    gated  act(gate(x)) * up(x) in place of act(up(x)) (Shazeer 2020)
+    """
 
     hidden: int
     activation: str = "gelu"

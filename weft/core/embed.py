@@ -26,7 +26,8 @@ class Input(nn.Module):
         self.config, self.dim = config, dim
         self.table = nn.Embedding(config.vocab, dim)
         self.stems = nn.ModuleDict({kind: make_stem(stem, dim) for kind, stem in config.stems.items()})
-        self.places = nn.Embedding(config.positions.length, dim) if isinstance(config.positions, c.Learned) else None
+        if isinstance(config.positions, c.Learned):
+            self.places = nn.Embedding(config.positions.length, dim)
         self.segments = nn.Embedding(config.segments, dim) if config.segments else None
         self.norm = make_norm(config.norm, dim) if config.norm else nn.Identity()
 
@@ -38,7 +39,7 @@ class Input(nn.Module):
         if self.config.scale != 1.0:
             x = x * self.config.scale
         if self.config.positions is not None:
-            x = x + self.positions(layout).to(dtype)
+            x = x + self.positions(self.config.positions, layout).to(dtype)
         if self.segments is not None:
             segment = torch.zeros_like(tokens.ids) if tokens.segment is None else tokens.segment
             x = x + self.segments(segment).to(dtype)
@@ -48,17 +49,19 @@ class Input(nn.Module):
         """The stem of a kind. Raises WeftError when the model has none for it."""
         if media.kind not in self.stems:
             raise WeftError(
-                f"The model has no stem for {media.kind!r}.{nearest(media.kind, self.stems)} Name it in `stems` of the family."
+                f"The model has no stem for {media.kind!r}.{nearest(media.kind, self.stems)} Give the family `stems`."
             )
         return self.stems[media.kind]
 
-    def positions(self, layout: Layout) -> Tensor:
-        """(1|B,T,D) of each token's place in its document."""
-        if isinstance(self.config.positions, c.Sinusoidal):
-            return sinusoidal(layout.order, self.dim, self.config.positions.theta)
-        length, needed = self.config.positions.length, int(layout.index[0, -1]) + 1
-        if needed > length and (needed := int(layout.order.max()) + 1) > length:
-            raise WeftError(f"{needed} tokens in one document, but the table of learned positions ends at {length}.")
+    def positions(self, config: c.Learned | c.Sinusoidal, layout: Layout) -> Tensor:
+        """(1|B,T,D) of each token's place in its document. Raises WeftError past the end of a learned table."""
+        if isinstance(config, c.Sinusoidal):
+            return sinusoidal(layout.order, self.dim, config.theta)
+        needed = int(layout.index[0, -1]) + 1  # of one document; only if that is too many, look at the numbers
+        if needed > config.length and (needed := int(layout.order.max()) + 1) > config.length:
+            raise WeftError(
+                f"{needed} tokens in one document, but the table of learned positions ends at {config.length}."
+            )
         return self.places(layout.order.long())
 
 

@@ -52,8 +52,11 @@ class PerModality(nn.Module):
 
     def __init__(self, config: c.PerModality, dim: int) -> None:
         super().__init__()
-        make = make_feedforward if isinstance(config.part, c.FeedForward) else make_norm
-        self.parts = nn.ModuleDict({kind: make(config.part, dim) for kind in ("text", *config.kinds)})
+        self.parts = nn.ModuleDict({kind: self.make(config.part, dim) for kind in ("text", *config.kinds)})
+
+    @staticmethod
+    def make(part: c.FeedForward | c.LayerNorm | c.RMSNorm, dim: int) -> nn.Module:
+        return FeedForward(part, dim) if isinstance(part, c.FeedForward) else make_norm(part, dim)
 
     def forward(self, x: Tensor, view: View) -> Tensor:  # (B,T,D) -> (B,T,D)
         if not view.kinds:

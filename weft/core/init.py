@@ -1,13 +1,15 @@
 """How weights start, in one place.
 
-    matrices          normal, std of the config, or fan_in^-1/2
-    last matrices     of a residual part (out, down): the same, times `Init.residual`
-    query rows        where attention has a scale of its own: times E^-1/2 / scale, so that scores start alike (T5)
-    tables, heads     normal, stds of their own
-    norms 1, biases 0
+matrices          normal, std of the config, or fan_in^-1/2
+last matrices     of a residual part (out, down): the same, times `Init.residual`
+query rows        where attention has a scale of its own: times E^-1/2 / scale, so that scores start alike (T5)
+tables, heads     normal, stds of their own
+norms 1, biases 0
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 from weft.core import config as c
 from weft.core.attention import Attention, CrossAttention
 from weft.core.stack import Stack
+from weft.core.topology import DualEncoder
 from weft.errors import RecipeError
 
 RESIDUAL = ("attn.out.weight", "cross.out.weight", "down.weight")
@@ -41,13 +44,18 @@ def initialise(model: nn.Module, config: c.Init, seed: int | None = None) -> Non
         elif name.endswith("weight"):
             parameter.fill_(1.0)
         elif name.endswith("sharpness"):
-            parameter.fill_(-torch.tensor(model.body.config.temperature).log())
+            parameter.fill_(-math.log(temperature(model)))
         else:
             raise RecipeError(f"No rule says how {name!r} {tuple(parameter.shape)} starts.")
     for module in model.modules():
         if isinstance(module, Attention | CrossAttention) and module.scale is not None:
             rows = module.qkv.weight[: module.sizes[0]] if isinstance(module, Attention) else module.q.weight
             rows.mul_(module.width**-0.5 / module.scale)
+
+
+def temperature(model: nn.Module) -> float:
+    """Where the scores of a dual encoder start."""
+    return next(m.config.temperature for m in model.modules() if isinstance(m, DualEncoder))
 
 
 def fill(parameter: Tensor, std: float, generator: torch.Generator) -> None:

@@ -36,7 +36,8 @@ class View:
     buckets   (1|B,T,S) int64 of RelativeBias: the stack, which owns the table, adds them to the mask
     kinds     for PerModality: per kind, text first, the places (n,) of its tokens in the flattened (B*T)
     memory    (B,S,D) what the cross attention looks at
-    across    the view of the cross attention
+    across    the view of the cross attention; its keys and values may be `kept`
+    cache     what came before; record: who wants the weights
     """
 
     mask: Tensor | None = None
@@ -46,7 +47,8 @@ class View:
     kinds: Sequence[Tensor] = ()
     memory: Tensor | None = None
     across: View | None = None
-    cache: Cache | Cross | None = None
+    cache: Cache | None = None
+    kept: Cross | None = None
     record: Recorder | None = None
 
 
@@ -93,7 +95,9 @@ def look(attention: c.Attention, q: Layout, k: Layout, *, width: int, dtype: tor
         view.rotation = rotation(position, q, width, dtype)
     if isinstance(position, c.RelativeBias):
         view.buckets = buckets(position, q, k, both=looks_ahead(pattern))
-    plain = together_is_all(q, k) and (isinstance(pattern, c.Causal) or (isinstance(pattern, c.Prefix) and q.span is None))
+    plain = together_is_all(q, k) and (
+        isinstance(pattern, c.Causal) or (isinstance(pattern, c.Prefix) and q.span is None)
+    )
     if plain and fresh and not isinstance(position, c.Alibi | c.RelativeBias):
         view.causal = True
         return view

@@ -31,8 +31,9 @@ class Block(nn.Module):
         dim = config.dim
         self.post = config.order == "post"
         self.attn, self.attn_norm = Attention(config.attention, dim, layer), block_norm(config)
-        self.crosses = config.cross is not None and layer % config.cross_every == 0
-        if self.crosses:
+        self.crosses = False
+        if config.cross is not None and layer % config.cross_every == 0:
+            self.crosses = True
             self.cross = CrossAttention(config.cross, dim, config.source or dim, layer)
             self.cross_norm = block_norm(config)
         self.ffn, self.ffn_norm = make_feedforward(config.feedforward, dim), block_norm(config)
@@ -44,7 +45,7 @@ class Block(nn.Module):
             x = self.add(x, self.cross, self.cross_norm, view, view.across)
         return self.add(x, self.ffn, self.ffn_norm, view, view)
 
-    def add(self, x: Tensor, part: nn.Module, norm: nn.Module, view: View, seen: View) -> Tensor:
+    def add(self, x: Tensor, part: nn.Module, norm: nn.Module, view: View, seen: View | None) -> Tensor:
         if self.post:
             return norm(x + self.drop(part(x, seen)), view)
         return x + self.drop(part(norm(x, view), seen))

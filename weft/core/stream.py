@@ -33,8 +33,8 @@ def stream(
 ) -> tuple[Tokens, int]:
     """Tokens for `body`, and how many of them stand before the ids.
 
-    ids (B,T), mask (B,T) 1 real 0 padding, pixels (B,C,H,W), sounds (B,frames,mels). Raises WeftError for media that the
-    model has no stem for, or that do not divide into its patches.
+    ids (B,T), mask (B,T) 1 real 0 padding, pixels (B,C,H,W), sounds (B,frames,mels). Raises WeftError for media that
+    the model has no stem for, or that do not divide into its patches.
     """
     stems = known_stems(body)
     items: list[Item] = []
@@ -54,13 +54,13 @@ def known_stems(body: nn.Module) -> dict[str, c.Stem]:
     """The stems of a model, of its inputs and of its encoders of items."""
     found = {kind: stem for m in body.modules() if isinstance(m, Input) for kind, stem in m.config.stems.items()}
     if isinstance(body, EarlyFusion):
-        found |= {kind: encoder.config.stem for kind, encoder in body.config.encoders.items()}
+        found |= {kind: encoder.stem for kind, encoder in body.config.encoders.items()}
     return found
 
 
 def image(pixels: Tensor, features: int) -> Item:
     """(B,C,H,W) -> (B,N,C*p*p), row by row; within a patch channel, row, column."""
-    rows, channels, height, width = pixels.shape
+    channels, height, width = pixels.shape[1:]
     side = math.isqrt(features // channels)
     if height % side or width % side:
         raise WeftError(f"An image of {height} x {width} pixels does not divide into patches of {side}.")
@@ -73,7 +73,9 @@ def sound(frames: Tensor, features: int) -> Item:
     """(B,frames,mels) -> (B,N,stack*mels): frames side by side, the last token filled with silence (-1)."""
     stack = features // frames.shape[-1]
     count = -(-frames.shape[1] // stack)
-    values = F.pad(frames, (0, 0, 0, count * stack - frames.shape[1]), value=-1.0).unflatten(1, (count, stack)).flatten(2)
+    values = (
+        F.pad(frames, (0, 0, 0, count * stack - frames.shape[1]), value=-1.0).unflatten(1, (count, stack)).flatten(2)
+    )
     return "audio", values, torch.arange(count, device=frames.device).float()[:, None].expand(-1, 3), count
 
 

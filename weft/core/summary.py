@@ -52,9 +52,9 @@ def _weights(stack: Stack) -> int:
     """Weights of a stack's matrices that one token meets: one part of a PerModality."""
     total = sum(m.weight.numel() for m in stack.modules() if isinstance(m, nn.Linear))
     part = stack.config.feedforward
-    if isinstance(part, c.PerModality):
-        one = stack.config.depth * part.part.hidden * stack.config.dim * (3 if part.part.gated else 2)
-        total -= len(part.kinds) * one
+    if isinstance(part, c.PerModality) and isinstance(part.part, c.FeedForward):
+        one = part.part.hidden * stack.config.dim * (3 if part.part.gated else 2)
+        total -= stack.config.depth * one * len(part.kinds)
     return total
 
 

@@ -13,7 +13,7 @@ Shape letters:  B rows  T tokens  S source tokens  D width
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -36,7 +36,7 @@ class Encoded:
 
     memory: Tensor  # (B,S,D)
     layout: Layout
-    cache: Cross | None = field(default=None)
+    cache: Cross | None = None
 
     def select(self, rows: Tensor) -> Encoded:
         """These rows, in this order."""
@@ -79,7 +79,7 @@ class Tower(nn.Module):
             if source is None:
                 raise WeftError("This model looks across to a source, but none was given.")
             view.across = across(self.config.stack.cross, layout, source.layout, source.memory, dtype=x.dtype)
-            view.across.cache, view.across.record = source.cache, record
+            view.across.kept, view.across.record = source.cache, record
         return self.stack(x, view)
 
 
@@ -153,11 +153,13 @@ class Encoder(nn.Module):
         size = int(place.max()) + 1 if len(place) else 0
 
         def spread(values: Tensor) -> Tensor:  # (N,...) -> (B,size,...), 0 elsewhere
-            return values.new_zeros(rows * size, *values.shape[1:]).index_copy(0, row * size + place, values).unflatten(
-                0, (rows, size)
+            return (
+                values.new_zeros(rows * size, *values.shape[1:])
+                .index_copy(0, row * size + place, values)
+                .unflatten(0, (rows, size))
             )
 
-        embedded = spread(self.stem(media.values.to(compute_dtype(self.project[0].weight))))  # (B,size,D')
+        embedded = spread(self.stem(media.values.to(compute_dtype(next(self.parameters())))))  # (B,size,D')
         positions = None if tokens.positions is None else spread(tokens.positions.flatten(0, 1)[media.at])
         span = spread(tokens.span.flatten()[media.at])
         stream = Tokens(torch.zeros_like(span, dtype=torch.long), document=span, positions=positions)

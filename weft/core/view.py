@@ -1,6 +1,6 @@
 """What a stream of tokens is made of, and what each token may see.
 
-Shape letters:  B rows  T tokens (queries)  S tokens (keys)  A position axes  N media tokens  F features of one media token
+Shape letters:  B rows  T tokens (queries)  S tokens (keys)  A position axes  N media tokens  F features of one of them
 
 One row of a batch may hold several documents, and one document may be a tree: a trunk (an image) and branches (the
 questions about it). A token sees its own document's trunk and its own branch, nothing else, so packing never changes
@@ -13,6 +13,7 @@ what a sample means:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -90,7 +91,7 @@ class Layout:
     @staticmethod
     def of(tokens: Tokens, past: Layout | None = None, start: int = 0) -> Layout:
         """The layout of `tokens`, which follow the `past` of a cache; `start` tokens have arrived before them."""
-        rows, length = tokens.ids.shape
+        length = tokens.ids.shape[1]
         index = torch.arange(start, start + length, device=tokens.ids.device)[None]
         document = tokens.document
         if document is None and past is not None and past.document is not None:
@@ -122,10 +123,10 @@ class Layout:
         reached = reached[:, None, :].expand(-1, len(self), -1)  # (B,P) -> (B,T,P)
         return (reached if seen is None else reached.masked_fill(~seen, -1)).amax(-1)
 
-    def map(self, change) -> Layout:
+    def map(self, change: Callable[[Tensor], Tensor]) -> Layout:
         """Every tensor of it changed by `change`, absent ones left absent."""
-        names = ("index", "order", "document", "branch", "span", "place")
-        return Layout(**{n: None if (t := getattr(self, n)) is None else change(t) for n in names})
+        rest = {n: t if (t := getattr(self, n)) is None else change(t) for n in ("document", "branch", "span", "place")}
+        return Layout(change(self.index), change(self.order), **rest)
 
 
 def together(q: Layout, k: Layout) -> Tensor | None:

@@ -11,7 +11,9 @@ from weft.families import bert, clip, gpt, llama, t5, vit
 from weft.families import weft as native
 from weft.families.family import Family, Wanted
 
-FAMILIES: dict[str, Family] = {f.name: f for f in (module.FAMILY for module in (native, gpt, llama, bert, t5, vit, clip))}
+FAMILIES: dict[str, Family] = {
+    f.name: f for f in (module.FAMILY for module in (native, gpt, llama, bert, t5, vit, clip))
+}
 
 
 def make(

@@ -1,7 +1,7 @@
 """BERT.
 
-    ids ── table ─(+)─ learned positions ─(+)─ segments ── norm ── [ norm(x + attention(x)) ; norm(x + ffn(x)) ] x depth
-                                         hidden places ── dense, GELU, norm ── table^T      first token ── dense, tanh ── label
+ids ── table ─(+)─ positions ─(+)─ segments ── norm ── [ norm(x + attention(x)) ; norm(x + ffn(x)) ] x depth
+          hidden places ── dense, GELU, norm ── table^T        first token ── dense, tanh ── label
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from weft.families.family import SIZES, Family, Wanted, published
 def bert(
     want: Wanted, *, segments: int = 2, activation: str = "gelu", stem: str = "linear", dropout: float = 0.0
 ) -> c.ModelConfig:
-    """Devlin et al. 2018. Against GPT-2: sees both ways, norm after the residual, segment table, a dense layer before the
-    table's product, and a tanh layer before each label.
+    """Devlin et al. 2018. Against GPT-2: sees both ways, norm after the residual, segment table, a dense layer before
+    the table's product, and a tanh layer before each label.
     """
     norm = c.LayerNorm(1e-12)
     return c.ModelConfig(

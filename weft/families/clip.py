@@ -1,8 +1,8 @@
 """CLIP.
 
-    image ── stem, class token, norm ── [ both ways ] x depth ── first token ── matrix ── unit vector ─┐
-                                                                                                 cosine / temperature
-    text  ── table, positions ───────── [ causal ]    x depth ── last token ─── matrix ── unit vector ─┘
+image ── stem, class token, norm ── [ both ways ] x depth ── first token ── matrix ── unit vector ─┐
+                                                                                             cosine / temperature
+text  ── table, positions ───────── [ causal ]    x depth ── last token ─── matrix ── unit vector ─┘
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ def clip(
     """Radford et al. 2021. Against GPT-2: two towers into one space, no head over words; the tower of images sees both
     ways and is read at its first token, that of text is causal and read at its last.
 
-    media: which side of `a <-> b` has images or sounds: left, right or both. media_size: (dim, depth, heads) of that tower.
+    media: which side of `a <-> b` has images or sounds: left, right or both; media_size:
+    (dim, depth, heads) of its tower.
     """
     if media not in ("left", "right", "both"):
         raise RecipeError(f"The media of clip are on the left, right or both, not {media!r}.")
@@ -53,13 +54,14 @@ def clip(
     )
     sides = {"left": media != "right" and bool(want.stems), "right": media != "left" and bool(want.stems)}
     left, right = (seen if sides[side] else text for side in ("left", "right"))
-    pools = ("first" if sides[side] else "last" for side in ("left", "right"))
-    return c.ModelConfig(
-        c.DualEncoderConfig(left, right, width or want.dim, *pools), replace(want, language=False).tops(c.Language(1)), family="clip"
-    )
+    pool = {side: "first" if has else "last" for side, has in sides.items()}
+    topology = c.DualEncoderConfig(left, right, width or want.dim, pool["left"], pool["right"])
+    return c.ModelConfig(topology, replace(want, language=False).tops(c.Language(want.vocab)), family="clip")
 
 
-openai = published(77, vocab=49408, stems={"image": 3 * 32 * 32}, options={"media_vocab": 1, "activation": "gelu_quick"})
+openai = published(
+    77, vocab=49408, stems={"image": 3 * 32 * 32}, options={"media_vocab": 1, "activation": "gelu_quick"}
+)
 finer = published(77, vocab=49408, stems={"image": 3 * 14 * 14}, options={"media_vocab": 1, "activation": "gelu_quick"})
 FAMILY = Family(
     "clip", clip, "dual",

@@ -1,6 +1,6 @@
 """GPT-2 and GPT-3.
 
-    ids ── table ─(+)─ learned positions ── [ x + attention(norm(x)) ; x + ffn(norm(x)) ] x depth ── norm ── table^T
+ids ── table ─(+)─ learned positions ── [ x + attention(norm(x)) ; x + ffn(norm(x)) ] x depth ── norm ── table^T
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from weft.families.family import SIZES, Family, Wanted, published
 
 
 def gpt(want: Wanted, *, activation: str = "gelu_tanh", stem: str = "linear", dropout: float = 0.0) -> c.ModelConfig:
-    """Radford et al. 2019: what the other families are told against. A decoder with learned positions, layer norm before
-    each part, biases, GELU, and one table for both ends.
+    """Radford et al. 2019: what the other families are told against. A decoder with learned positions, layer norm
+    before each part, biases, GELU, and one table for both ends.
     """
     norm = c.LayerNorm()
     return c.ModelConfig(
@@ -35,8 +35,8 @@ two, three = published(1024, vocab=50257), published(2048, vocab=50257)
 FAMILY = Family(
     "gpt", gpt, "decoder",
     "Radford et al. 2019, Language Models are Unsupervised Multitask Learners; Brown et al. 2020, Language Models are "
-    "Few-Shot Learners (table 2.1; its sparse layers are dense here, and 1.3B and 13B take the heads and width that give "
-    "that size: 24 heads of 128 do not, and 5140 is no multiple of 40)",
+    "Few-Shot Learners (table 2.1; its sparse layers are dense here, and 1.3B and 13B take the heads and width that "
+    "give that size: 24 heads of 128 do not, and 5140 is no multiple of 40)",
     sizes=SIZES,
     published={
         "gpt2": two(768, 12, 12, 124_439_808),

@@ -1,6 +1,7 @@
 """Llama 1 to 3.
 
-    ids ── table ── [ x + attention(rms(x)), q and k turned ; x + down(silu(gate(rms(x))) * up(rms(x))) ] x depth ── rms ── head
+ids ── table ── [ x + attention(n), q and k turned ; x + down(silu(gate(n)) * up(n)) ] x depth ── norm ── head
+                       n = rms(x)
 """
 
 from __future__ import annotations
@@ -48,8 +49,8 @@ one, two, three = (
 )
 FAMILY = Family(
     "llama", llama, "decoder",
-    "Touvron et al. 2023, LLaMA: Open and Efficient Foundation Language Models (table 2); Touvron et al. 2023, Llama 2; "
-    "Grattafiori et al. 2024, The Llama 3 Herd of Models (table 3)",
+    "Touvron et al. 2023, LLaMA: Open and Efficient Foundation Language Models (table 2); Touvron et al. 2023, Llama 2:"
+    " Open Foundation and Fine-Tuned Chat Models; Grattafiori et al. 2024, The Llama 3 Herd of Models (table 3)",
     sizes=SIZES,
     published={
         "llama-7b": one(4096, 32, 32, 6_738_415_616, hidden=11008),

@@ -1,7 +1,7 @@
 """T5.
 
-    source ── table ── [ attention both ways + bias of distance ; ffn ] x depth ── memory ═════════╗
-    target ── table ── [ causal attention + bias of distance ; attention across ; ffn ] x depth ── ╨ ── d^-1/2 table^T
+source ── table ── [ attention both ways + bias of distance ; ffn ] x depth ── memory ═════════╗
+target ── table ── [ causal attention + bias of distance ; attention across ; ffn ] x depth ── ╨ ── d^-1/2 table^T
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ def t5(
     stem: str = "linear",
     dropout: float = 0.0,
 ) -> c.ModelConfig:
-    """Raffel et al. 2020. Against GPT-2: an encoder beside the decoder, learned biases by distance in place of positions,
-    RMS norm, no biases, scores not scaled. Version 1.1: gated gelu_tanh, head of its own.
+    """Raffel et al. 2020. Against GPT-2: an encoder beside the decoder, learned biases by distance in place of
+    positions, RMS norm, no biases, scores not scaled. Version 1.1: gated gelu_tanh, head of its own.
     """
     norm, feedforward = c.RMSNorm(), c.FeedForward(hidden or 4 * want.dim, activation, gated)
 
@@ -50,7 +50,7 @@ row, newer = (
 )
 FAMILY = Family(
     "t5", t5, "encoder-decoder",
-    "Raffel et al. 2020, Exploring the Limits of Transfer Learning with a Unified Text-to-Text Transformer (section 3.7.1)",
+    "Raffel et al. 2020, Exploring the Limits of Transfer Learning with a Unified Text-to-Text Transformer",
     sizes=SIZES,
     published={
         "t5-small": row(512, 6, 8, 60_506_624),

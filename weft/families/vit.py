@@ -1,7 +1,7 @@
 """ViT.
 
-    [class]  ▒▒▒▒ patches ▒▒▒▒
-     table    one matrix          ─(+)─ learned positions ── [ attention both ways ; ffn ] x depth ── norm ── class token ── label
+[class]  ▒▒▒▒ patches ▒▒▒▒
+ table       one matrix      ─(+)─ positions ── [ attention both ways ; ffn ] x depth ── norm ── first token ── label
 """
 
 from __future__ import annotations

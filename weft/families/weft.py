@@ -1,8 +1,8 @@
 """The native family: one decoder for text, images and sound.
 
-    [image][▒▒▒▒ patches ▒▒▒▒][question][what colour is it?][answer][blue]
-            stem: (N,F) -> (N,D)           token table
-    ────────────────────────────────────────────────────────────────────── one causal stream; an image sees itself whole
+[image][▒▒▒▒ patches ▒▒▒▒][question][what colour is it?][answer][blue]
+        stem: (N,F) -> (N,D)           token table
+────────────────────────────────────────────────────────────────────── one causal stream; an image sees itself whole
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def weft(
 
 FAMILY = Family(
     "weft", weft, "decoder",
-    "Follows Touvron et al. 2023 (Llama), Henry et al. 2020 (query and key norm), Wang et al. 2024 (positions by modality), "
-    "So et al. 2021 (squared ReLU), Bachlechner et al. 2021 (blocks that start as the identity)",
+    "Follows Touvron et al. 2023 (Llama), Henry et al. 2020 (query and key norm), Wang et al. 2024 (positions by "
+    "modality), So et al. 2021 (squared ReLU), Bachlechner et al. 2021 (blocks that start as the identity)",
     sizes=SIZES,
 )  # fmt: skip

@@ -10,7 +10,6 @@ Shape letters:  B rows  T tokens  n trained tokens  D width  V vocabulary or cla
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -21,7 +20,7 @@ from weft.objectives.report import Report, report
 
 
 def predict(model: Model, batch: Batch, head: str) -> tuple[Tensor, Report]:
-    """sum(weight * cross entropy) / total, over the trained places only: they are gathered first, then meet the head."""
+    """sum(weight * cross entropy) / total, over trained places only: they are gathered first, then meet the head."""
     if batch.targets is None:
         raise WeftError(f"The objective {batch.objective!r} needs targets, but the batch has none.")
     hidden = model.hidden(batch.tokens, batch.source)
