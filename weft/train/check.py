@@ -30,7 +30,7 @@ from weft.core.view import Media, Tokens
 from weft.data.batch import Batch
 from weft.data.loader import Loader
 from weft.data.sources import Table
-from weft.errors import CheckError
+from weft.errors import CheckError, DataError
 from weft.model import Model, build
 from weft.objectives import OBJECTIVES
 from weft.recipe import Recipe
@@ -195,12 +195,16 @@ def packing(bench: Bench) -> Finding:
             return Finding("packing", False, f"{bench.named(packed.rows)}: packing changes the loss by {worst:.1e}")
         count += len(single.rows)
         shared += int(packed.tokens.branch is not None and bool((packed.tokens.branch > 0).any()))
+    if not count:
+        return Finding("packing", True, "does not apply: each pair has a row of its own")
     return Finding("packing", True, f"{count} samples lose packed what they lose alone" + (f"; {shared} rows share a trunk" if shared else ""))
 
 
 def accumulation(bench: Bench) -> Finding:
     """A step's rows at once, against one row after the other: loss and gradient."""
     batches = [b for b in bench.loader().step(0) if b.objective != "contrastive"]
+    if not batches:
+        return Finding("accumulation", True, "does not apply: the loss is over all pairs of a batch")
     total = sum(b.total for b in batches) or 1.0
     found = []
     for parts in (batches, [p for b in batches for p in (rows_of(b, [i]) for i in range(len(b.tokens.ids)))]):
@@ -263,21 +267,16 @@ def every_row(bench: Bench) -> Finding:
         for row in rows.tolist():
             if time.perf_counter() > until and looked >= ROWS:
                 break
-            sample = bench_render(prepared, row, number)
             looked += 1
-            if sample is not None and not sample.trained:
+            try:
+                trained = prepared.renderer.render(prepared.table.row(row), number, row=row).trained
+            except DataError:  # the loader lists this row as skipped, and stops where there are too many
+                continue
+            if not trained:
                 return Finding("rows", False, f"row {row} trains no token under '{arrow}'")
+    if not there:
+        return Finding("rows", True, "does not apply: pairs are trained, not tokens")
     return Finding("rows", True, f"{looked:,} of {there:,} samples were rendered, each trains at least one token")
-
-
-def bench_render(prepared: Prepared, row: int, arrow: int) -> Any:
-    """The sample; None for a row that the loader will list as skipped."""
-    from weft.errors import DataError
-
-    try:
-        return prepared.renderer.render(prepared.table.row(row), arrow, row=row)
-    except DataError:
-        return None
 
 
 def gradients(bench: Bench) -> Finding:

@@ -25,7 +25,7 @@ from weft.arrows.vocabulary import Vocabulary
 from weft.core.config import ModelConfig
 from weft.data.sources import Table
 from weft.data.split import assign
-from weft.errors import DataError, RecipeError, nearest
+from weft.errors import DataError
 from weft.modalities.audio import log_mel, open_audio, to_wav, to_wave
 from weft.modalities.codes import AudioCodec, ImageCodec
 from weft.modalities.image import open_image, square, to_png
@@ -59,10 +59,8 @@ def understand(recipe: Recipe, table: Table) -> tuple[list[Arrow], dict[str, Col
     check_columns(arrows, table.columns)
     columns = list(dict.fromkeys(name for arrow in arrows for name in arrow.columns))
     types = guess(table, {**recipe.types, **said_types(arrows)}, columns)
-    family = recipe.model.family
-    if family not in families.FAMILIES:
-        raise RecipeError(f"There is no family {family!r}.{nearest(family, families.FAMILIES)}")
-    return arrows, types, [resolve(arrow, types, families.FAMILIES[family].kind) for arrow in arrows]
+    kind = families.FAMILIES[families.known(recipe.model.family)].kind
+    return arrows, types, [resolve(arrow, types, kind) for arrow in arrows]
 
 
 def prepare(
@@ -211,7 +209,8 @@ def model_config(
     model = recipe.model
     return families.make(
         model.family, vocab=vocabulary.size, length=recipe.train.length, dim=model.dim, depth=model.depth, heads=model.heads,
-        stems={kind: n for kind, n in features.items() if kind in inputs}, labels=labels, options=dict(model.options),
+        stems={kind: n for kind, n in features.items() if kind in inputs}, labels=labels,
+        language=any(r.head == "language" for r in resolutions), options=dict(model.options),
     )  # fmt: skip
 
 

@@ -39,7 +39,7 @@ from weft.train.loop import Interrupt, Session, Watcher, loop, restore, save
 from weft.train.machine import describe as describe_machine
 from weft.train.machine import peak_memory, pick_device, pick_dtype
 from weft.train.optim import Optimizer
-from weft.train.prepare import Prepared, prepare, produced, resolved, understand
+from weft.train.prepare import Prepared, prepare, produced, producing, resolved, understand
 from weft.train.progress import Progress, speak
 from weft.train.watch import Blind, Evaluate, Log, Save, swapped
 
@@ -166,6 +166,7 @@ def begin(run: Run, began: float) -> tuple[Session, Prepared]:
     replace_text(run.path / CONFIG, json_module.dumps(to_tree(prepared.config), indent=1) + "\n")
     if options.check:
         speak(str(prove(run.recipe, prepared)))
+    code_ahead(prepared)
     session = assemble(run, prepared, device)
     batches = [session.loader.step(number) for number in range(2)]
     found, run.recipe = forecast(
@@ -187,6 +188,7 @@ def reopen(run: Run) -> tuple[Session, Prepared]:
         )
     arrows, types, resolutions = understand(run.recipe, run.table)
     prepared = Prepared(run.table, run.split, types, arrows, resolutions, run.renderer, run.config)
+    code_ahead(prepared)
     session = assemble(run, prepared, pick_device())
     if run.recipe.train.options.compile == "on":
         compile_stacks(session.model)
@@ -196,14 +198,18 @@ def reopen(run: Run) -> tuple[Session, Prepared]:
     return session, prepared
 
 
-def assemble(run: Run, prepared: Prepared, device: torch.device) -> Session:
-    """Model, optimiser and loader at step 0. Media that is to be produced is coded ahead, many at once."""
+def code_ahead(prepared: Prepared) -> None:
+    """Code the media that is to be produced, many at once: far quicker than one by one as rows are rendered."""
     rows = np.flatnonzero(prepared.split != "test")
     for columns in produced(prepared.arrows, prepared.types).values():
-        for name in columns:
+        for name, mine in producing(prepared.table, rows, prepared.arrows, columns).items():
             cells = prepared.table.column(name)
-            first = {content(cells[i]): int(i) for i in rows[prepared.table.filled(name)[rows]]}
+            first = {content(cells[i]): int(i) for i in mine}
             prepared.renderer.precode(name, (prepared.table.row(i)[name] for i in first.values()))
+
+
+def assemble(run: Run, prepared: Prepared, device: torch.device) -> Session:
+    """Model, optimiser and loader at step 0."""
     model = build(prepared.config, run.recipe.seed).to(device)
     names = [str(arrow) for arrow in prepared.arrows]
     return Session(run, model, Optimizer(model, run.recipe.train), loader_of(prepared, run.recipe), device, names)
