@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from weft.core import config as c
+from weft.core.layers import Linear
 from weft.core.norm import make_norm
 
 
@@ -19,7 +20,7 @@ class Language(nn.Module):
     def __init__(self, config: c.Language, dim: int, table: nn.Embedding) -> None:
         super().__init__()
         self.scale = config.scale
-        self.dense = nn.Linear(dim, dim) if config.transform else None
+        self.dense = Linear(dim, dim) if config.transform else None
         self.norm = make_norm(config.transform, dim) if config.transform else None
         self.weight = table.weight if config.tied else nn.Parameter(torch.empty(config.vocab, dim))
         self.bias = nn.Parameter(torch.empty(config.vocab)) if config.bias else None
@@ -39,8 +40,8 @@ class Classify(nn.Module):
 
     def __init__(self, config: c.Classify, dim: int) -> None:
         super().__init__()
-        self.dense = nn.Linear(dim, config.hidden) if config.hidden else None
-        self.out = nn.Linear(config.hidden or dim, config.classes)
+        self.dense = Linear(dim, config.hidden) if config.hidden else None
+        self.out = Linear(config.hidden or dim, config.classes)
 
     def forward(self, hidden: Tensor) -> Tensor:
         return self.out(hidden if self.dense is None else torch.tanh(self.dense(hidden)))

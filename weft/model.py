@@ -163,21 +163,8 @@ def outlet(body: nn.Module) -> tuple[Stack, nn.Embedding]:
 
 def build(config: c.ModelConfig, seed: int | None = None, device: torch.device | str = "cpu") -> Model:
     """The model of a config, initialised. device "meta": shapes only, nothing is allocated (parameter counts)."""
-    with torch.device("meta"):
+    with torch.device(device):
         model = Model(config)
-    if str(device) == "meta":
-        return model
-    allocate(model, device)
-    initialise(model, config.init, seed)
+    if str(device) != "meta":
+        initialise(model, config.init, seed)
     return model
-
-
-def allocate(model: nn.Module, device: torch.device | str) -> None:
-    """Give every parameter memory (there are no buffers). `Module.to_empty` would give each module tensors of its own:
-    tables that a head shares would no longer be shared.
-    """
-    made: dict[int, nn.Parameter] = {}
-    for module in model.modules():
-        for name, old in list(module.named_parameters(recurse=False)):
-            new = made.setdefault(id(old), nn.Parameter(torch.empty_like(old, device=device), old.requires_grad))
-            setattr(module, name, new)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from weft.core import config as c
+from weft.core.layers import Linear
 from weft.core.mask import View
 from weft.core.norm import make_norm
 from weft.core.position import rotate
@@ -27,8 +28,8 @@ class Attention(nn.Module):
         self.heads, self.kv_heads, self.width = config.heads, config.kv_heads or config.heads, head_width(config, dim)
         self.layer, self.scale = layer, config.scale
         self.sizes = (self.heads * self.width, self.kv_heads * self.width, self.kv_heads * self.width)
-        self.qkv = nn.Linear(dim, sum(self.sizes), bias=config.bias)
-        self.out = nn.Linear(self.sizes[0], dim, bias=config.bias)
+        self.qkv = Linear(dim, sum(self.sizes), bias=config.bias)
+        self.out = Linear(self.sizes[0], dim, bias=config.bias)
         self.q_norm = make_norm(config.qk_norm, self.width) if config.qk_norm else nn.Identity()
         self.k_norm = make_norm(config.qk_norm, self.width) if config.qk_norm else nn.Identity()
 
@@ -50,9 +51,9 @@ class CrossAttention(nn.Module):
         super().__init__()
         self.heads, self.kv_heads, self.width = config.heads, config.kv_heads or config.heads, head_width(config, dim)
         self.layer, self.scale = layer, config.scale
-        self.q = nn.Linear(dim, self.heads * self.width, bias=config.bias)
-        self.kv = nn.Linear(source, 2 * self.kv_heads * self.width, bias=config.bias)
-        self.out = nn.Linear(self.heads * self.width, dim, bias=config.bias)
+        self.q = Linear(dim, self.heads * self.width, bias=config.bias)
+        self.kv = Linear(source, 2 * self.kv_heads * self.width, bias=config.bias)
+        self.out = Linear(self.heads * self.width, dim, bias=config.bias)
         self.q_norm = make_norm(config.qk_norm, self.width) if config.qk_norm else nn.Identity()
         self.k_norm = make_norm(config.qk_norm, self.width) if config.qk_norm else nn.Identity()
 

@@ -82,7 +82,7 @@ class Fixed(Growing):
 
 
 class Sliding(Growing):
-    """Keeps the last `left` real tokens of each row, and its first `globals`. Rows without branches."""
+    """Keeps the last `left` real tokens of each row, and the first `globals` of its last document. No branches."""
 
     def __init__(self, left: int, globals: int = 0) -> None:
         super().__init__()
@@ -96,8 +96,12 @@ class Sliding(Growing):
         self.seen += len(new)
         self.keep = keep = None
         if len(full) > self.left + self.globals:
-            real = full.index if full.document is None else full.index.masked_fill(full.document == 0, -1)
-            real = real.masked_fill(full.order < self.globals, self.seen)  # the global ones stay
+            first = full.order < self.globals
+            real = full.index.expand_as(first)
+            if full.document is not None:  # what follows belongs to the last document of each row
+                first = first & (full.document == full.document.amax(1, keepdim=True))
+                real = real.masked_fill(full.document == 0, -1)
+            real = real.masked_fill(first, self.seen)
             self.keep = keep = real.topk(self.left + self.globals, -1).indices.sort(-1).values
         self.layout = full if keep is None else full.map(lambda t: take(t, keep))
         return full

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from weft.core import config as c
+from weft.core.layers import Conv2d, Embedding, Linear
 from weft.core.norm import make_norm
 from weft.core.position import sinusoidal
 from weft.core.view import Layout, Media, Tokens
@@ -24,11 +25,11 @@ class Input(nn.Module):
     def __init__(self, config: c.TextInput, dim: int) -> None:
         super().__init__()
         self.config, self.dim = config, dim
-        self.table = nn.Embedding(config.vocab, dim)
+        self.table = Embedding(config.vocab, dim)
         self.stems = nn.ModuleDict({kind: make_stem(stem, dim) for kind, stem in config.stems.items()})
         if isinstance(config.positions, c.Learned):
-            self.places = nn.Embedding(config.positions.length, dim)
-        self.segments = nn.Embedding(config.segments, dim) if config.segments else None
+            self.places = Embedding(config.positions.length, dim)
+        self.segments = Embedding(config.segments, dim) if config.segments else None
         self.norm = make_norm(config.norm, dim) if config.norm else nn.Identity()
 
     def forward(self, tokens: Tokens, layout: Layout) -> Tensor:  # ids (B,T) -> (B,T,D)
@@ -85,10 +86,10 @@ class ConvStem(nn.Module):
         if side * side * config.channels != config.features:
             raise RecipeError(f"A conv stem needs square patches of {config.channels} channels; got {config.features}.")
         self.shape = (config.channels, side, side)
-        self.first = nn.Conv2d(config.channels, config.width, 3, stride=2, padding=1)
-        self.second = nn.Conv2d(config.width, 2 * config.width, 3, stride=2, padding=1)
+        self.first = Conv2d(config.channels, config.width, 3, stride=2, padding=1)
+        self.second = Conv2d(config.width, 2 * config.width, 3, stride=2, padding=1)
         last = -(-side // 4)
-        self.out = nn.Linear(2 * config.width * last * last, dim)
+        self.out = Linear(2 * config.width * last * last, dim)
 
     def forward(self, values: Tensor) -> Tensor:  # (N,F) -> (N,D)
         h = F.gelu(self.first(values.unflatten(-1, self.shape)))  # (N,C,p,p) -> (N,W,p/2,p/2)
@@ -98,7 +99,7 @@ class ConvStem(nn.Module):
 def make_stem(config: c.Stem, dim: int) -> nn.Module:
     """The module of a stem: (N,F) -> (N,D)."""
     if isinstance(config, c.LinearStem):
-        return nn.Linear(config.features, dim, bias=config.bias)
+        return Linear(config.features, dim, bias=config.bias)
     if isinstance(config, c.MlpStem):
-        return nn.Sequential(nn.Linear(config.features, config.hidden), nn.GELU(), nn.Linear(config.hidden, dim))
+        return nn.Sequential(Linear(config.features, config.hidden), nn.GELU(), Linear(config.hidden, dim))
     return ConvStem(config, dim)

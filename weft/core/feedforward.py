@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from weft.core import config as c
+from weft.core.layers import Linear
 from weft.core.mask import View
 from weft.core.norm import make_norm
 from weft.errors import RecipeError, nearest
@@ -36,8 +37,8 @@ class FeedForward(nn.Module):
                 f"Activation {config.activation!r} is not known.{nearest(config.activation, ACTIVATIONS)}"
             )
         self.gated, self.activation = config.gated, ACTIVATIONS[config.activation]
-        self.up = nn.Linear(dim, config.hidden * (2 if config.gated else 1), bias=config.bias)
-        self.down = nn.Linear(config.hidden, dim, bias=config.bias)
+        self.up = Linear(dim, config.hidden * (2 if config.gated else 1), bias=config.bias)
+        self.down = Linear(config.hidden, dim, bias=config.bias)
 
     def forward(self, x: Tensor, view: View | None = None) -> Tensor:  # (B,T,D) -> (B,T,D)
         h = self.up(x)

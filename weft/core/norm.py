@@ -16,7 +16,7 @@ class RMSNorm(nn.Module):
     def __init__(self, config: c.RMSNorm, dim: int) -> None:
         super().__init__()
         self.dim, self.eps = dim, config.eps
-        self.weight = nn.Parameter(torch.ones(dim)) if config.weight else None
+        self.weight = nn.Parameter(torch.empty(dim)) if config.weight else None
 
     def forward(self, x: Tensor, view: View | None = None) -> Tensor:
         weight = self.weight if self.weight is None else self.weight.to(x.dtype)
@@ -25,6 +25,9 @@ class RMSNorm(nn.Module):
 
 class LayerNorm(nn.LayerNorm):
     """In the dtype of its input: under autocast nothing is widened."""
+
+    def reset_parameters(self) -> None:
+        """Left to `init`."""
 
     def forward(self, x: Tensor, view: View | None = None) -> Tensor:
         weight, bias = (None if p is None else p.to(x.dtype) for p in (self.weight, self.bias))

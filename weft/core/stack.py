@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from weft.core import config as c
 from weft.core.attention import Attention, CrossAttention
 from weft.core.feedforward import PerModality, make_feedforward
+from weft.core.layers import Embedding
 from weft.core.mask import View
 from weft.core.norm import make_norm
 from weft.errors import RecipeError
@@ -61,7 +62,7 @@ class Stack(nn.Module):
         self.norm = block_norm(config) if config.order == "pre" else None
         position = config.attention.position
         self.bias = (
-            nn.Embedding(position.buckets, config.attention.heads) if isinstance(position, c.RelativeBias) else None
+            Embedding(position.buckets, config.attention.heads) if isinstance(position, c.RelativeBias) else None
         )
 
     def forward(self, x: Tensor, view: View) -> Tensor:  # (B,T,D) -> (B,T,D)

@@ -23,6 +23,7 @@ from weft.core import config as c
 from weft.core.attention import head_width
 from weft.core.cache import Cache, Cross, join
 from weft.core.embed import Input, compute_dtype, make_stem, put
+from weft.core.layers import Linear
 from weft.core.mask import View, across, look, looks_ahead
 from weft.core.record import Recorder
 from weft.core.stack import Stack
@@ -142,7 +143,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.config, inner = config, config.stack.dim
         self.stem, self.stack = make_stem(config.stem, inner), Stack(config.stack)
-        self.project = nn.Sequential(nn.Linear(inner, config.hidden), nn.GELU(), nn.Linear(config.hidden, dim))
+        self.project = nn.Sequential(Linear(inner, config.hidden), nn.GELU(), Linear(config.hidden, dim))
 
     def forward(self, media: Media, tokens: Tokens, record: Recorder | None = None) -> Tensor:  # (N,F) -> (N,D)
         rows, length = tokens.ids.shape
@@ -219,8 +220,8 @@ class DualEncoder(nn.Module):
         super().__init__()
         self.config = config
         self.left, self.right = Tower(config.left), Tower(config.right)
-        self.left_project = nn.Linear(config.left.stack.dim, config.width, bias=False)
-        self.right_project = nn.Linear(config.right.stack.dim, config.width, bias=False)
+        self.left_project = Linear(config.left.stack.dim, config.width, bias=False)
+        self.right_project = Linear(config.right.stack.dim, config.width, bias=False)
         self.pools = {"left": config.left_pool, "right": config.right_pool}
         self.sharpness = nn.Parameter(torch.empty(()))  # log of the factor on cosines: -log(temperature)
 
