@@ -222,14 +222,20 @@ def bits_per_byte(nats: Sequence[float] | np.ndarray, texts: Sequence[str]) -> S
     return Score("bits per byte", np.stack([bits, [len(t.encode()) for t in texts]], -1), higher=False)
 
 
-def retrieval(left: np.ndarray, right: np.ndarray, same: Sequence[Hashable]) -> list[Score]:
-    """Find each left item's partner among the n right ones. left, right (n,E) unit vectors; `same` (n,) names the right
-    item, so that equal captions count as found whichever copy comes first. Ties rank last."""
+def ranks(left: np.ndarray, right: np.ndarray, same: Sequence[Hashable]) -> np.ndarray:
+    """(n,) place, from 1, at which each left item finds its partner among the n right ones. Ties rank last.
+
+    left, right (n,E) unit vectors; `same` (n,) names the right items, so that of equal captions any copy counts as found.
+    """
     similarity = left @ right.T  # (n,E) x (E,n) -> (n,n)
     names = np.unique(np.array([repr(s) for s in same]), return_inverse=True)[1]
     mine = names[:, None] == names[None, :]
     best = np.where(mine, similarity, -np.inf).max(1)
-    rank = 1 + ((similarity >= best[:, None]) & ~mine).sum(1)
+    return 1 + ((similarity >= best[:, None]) & ~mine).sum(1)
+
+
+def ranked(rank: np.ndarray) -> list[Score]:
+    """Recall@1 first, recall@5, mean reciprocal rank. rank (n,) from 1."""
     return [hits("recall@1", rank <= 1), hits("recall@5", rank <= 5), mean("mean reciprocal rank", 1 / rank)]
 
 

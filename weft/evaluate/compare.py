@@ -1,0 +1,91 @@
+"""Two runs beside each other, row by row: the same rows, the same draws of the bootstrap, the difference of each metric."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from weft.errors import RunError
+from weft.evaluate.intervals import paired
+from weft.evaluate.scoring import Parts, scores
+from weft.evaluate.show import slug
+from weft.run import Run
+
+
+class Comparison(list[dict[str, Any]]):
+    """Lines {arrow, split, metric, a, b, difference, low, high, p, n, hash}; printed as a table."""
+
+    def __str__(self) -> str:
+        titles = ("arrow", "metric", "first", "second", "second - first", "95 % interval", "p", "rows")
+        lines = [titles] + [
+            (
+                line["arrow"], line["metric"], f"{line['a']:.4f}", f"{line['b']:.4f}", f"{line['difference']:+.4f}",
+                f"{line['low']:+.4f} .. {line['high']:+.4f}", f"{line['p']:.3f}", f"{line['n']:,}",
+            )
+            for line in self
+        ]  # fmt: skip
+        widths = [max(len(line[i]) for line in lines) for i in range(len(titles))]
+        return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
+
+
+def compare(run: Run | str | Path, other: Run | str | Path, *, split: str = "test", seed: int = 0) -> Comparison:
+    """`other - run` for every arrow and metric that both were evaluated on, with 95 % intervals.
+
+    p is two-sided: how often a difference of the other sign would be drawn. Raises RunError where a run was not evaluated,
+    nothing is common, or scores were not measured alike: then it says whether data, prompt, scorer or decoding differ.
+    """
+    a, b = _open(run), _open(other)
+    first, second = _results(a, split), _results(b, split)
+    common = [arrow for arrow in first if arrow in second]
+    if not common:
+        raise RunError(
+            f"{a.path} and {b.path} have no arrow in common on the split {split!r}: "
+            f"{', '.join(first) or 'none'} against {', '.join(second) or 'none'}."
+        )
+    found = Comparison()
+    for arrow in common:
+        parts = [Parts(**results[arrow][0]["parts"]) for results in (first, second)]
+        parts[0].refuse(parts[1], arrow)
+        kind, headline = first[arrow][0]["kind"], first[arrow][0]["metric"]
+        mine, theirs = (scores(kind, lines(path.path, arrow, split), headline) for path in (a, b))
+        for x, y in zip(mine, theirs, strict=True):
+            if x.missing or y.missing:
+                continue
+            d = paired(x.stats, y.stats, x.statistic, seed=seed)
+            found.append(
+                {
+                    "arrow": arrow, "split": split, "metric": x.metric, "a": x.value, "b": y.value, "difference": d.value,
+                    "low": d.low, "high": d.high, "p": d.p, "n": d.n, "hash": parts[0].hash,
+                }  # fmt: skip
+            )
+    return found
+
+
+def _open(run: Run | str | Path) -> Run:
+    return run if isinstance(run, Run) else Run.open(run)
+
+
+def _results(run: Run, split: str) -> dict[str, list[dict[str, Any]]]:
+    """Arrow -> its result lines on a split."""
+    path = run.path / "results.json"
+    if not path.is_file():
+        raise RunError(f"{run.path} was not evaluated yet. Do it with: weft eval {run.path}")
+    found: dict[str, list[dict[str, Any]]] = {}
+    for line in json.loads(path.read_text(encoding="utf-8")):
+        if line["split"] == split:
+            found.setdefault(line["arrow"], []).append(line)
+    return found
+
+
+def predictions(folder: Path, arrow: str, split: str) -> Path:
+    """Where the lines of an arrow stand."""
+    return folder / "predictions" / f"{slug(arrow)}.{split}.jsonl"
+
+
+def lines(folder: Path, arrow: str, split: str) -> list[dict[str, Any]]:
+    """The lines of an arrow. Raises RunError if they are gone."""
+    path = predictions(folder, arrow, split)
+    if not path.is_file():
+        raise RunError(f"{path} is gone; evaluate again: weft eval {folder}")
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
