@@ -295,22 +295,17 @@ def plain(value: Any) -> Any:
 
 
 def print_results(results: Iterable[dict[str, Any]]) -> None:
-    """The results table: a line for each arrow and metric, its interval, how many rows, and the baselines."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("arrow", "metric"):
-        table.add_column(title)
-    for title in ("value", "95 % interval", "rows"):
-        table.add_column(title, justify="right")
-    table.add_column("baselines on the same rows")
-    table.add_column("hash", style="dim")
+    """A block for each arrow: its headline metric with the baselines on the same rows, then its other metrics."""
+    seen: set[tuple[str, str]] = set()
     for r in results:
-        baselines = "  ".join(f"{name} {number(value)}" for name, value in (r.get("baselines") or {}).items())
-        band = f"{number(r['low'])} - {number(r['high'])}"
-        table.add_row(r["arrow"], r["metric"], number(r["value"]), band, str(r["n"]), baselines, r.get("hash", ""))
-    Console().print(table)
+        line = f"  {r['metric']:<22}{number(r['value']):>7}   {number(r['low'])} - {number(r['high'])}"
+        if (r["arrow"], r["split"]) in seen:
+            print(line)
+            continue
+        seen.add((r["arrow"], r["split"]))
+        print(f"\n{r['arrow']}  ({r['n']:,} {r['split']} rows, {r['hash']})\n{line}")
+        for name, value in r["baselines"].items():
+            print(f"    {name:<20}{number(value):>7}")
 
 
 def number(value: Any) -> str:

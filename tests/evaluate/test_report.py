@@ -237,6 +237,14 @@ def test_the_page_says_what_the_files_say(run: Path) -> None:
         assert piece in text, piece
 
 
+def test_an_arrows_headline_stands_first_and_the_rest_below(run: Path) -> None:
+    results = json.loads((run / "results.json").read_text())
+    results.insert(1, results[0] | {"metric": "macro F1", "value": 0.9, "low": 0.8, "high": 0.95, "baselines": {}})
+    (run / "results.json").write_text(json.dumps(results))
+    text = Page(report(run).read_text()).text
+    assert text.index("0.962") < text.index("0.070") < text.index("all other metrics (1)") < text.index("macro F1")
+
+
 def test_texts_from_the_run_are_escaped(run: Path) -> None:
     source = report(run).read_text()
     assert "&lt;b&gt;shape&lt;/b&gt;" in source

@@ -137,29 +137,37 @@ def head(facts: Facts) -> str:
 def results(facts: Facts) -> str:
     if not facts.results:
         return lead(f"Not measured yet: <code>weft eval {escape(str(facts.path))}</code>")
-    rows = []
+    first: dict[tuple[str, str], dict[str, Any]] = {}  # each arrow's headline metric stands first
     for r in facts.results:
-        marks = [(name, number(value)) for name, value in (r.get("baselines") or {}).items()]
-        known = [(name, value) for name, value in marks if value is not None]
-        top = max(1.0, r["high"], *(value for _, value in known)) if known else max(1.0, r["high"])
-        better = "lower is better" if any(w in r["metric"].replace("_", " ") for w in LOWER_IS_BETTER) else ""
-        beside = " · ".join(f"{escape(name)} {value:.3f}" for name, value in known)
-        rows.append(
-            (
-                arrow_text(r["arrow"]) + below(escape(str(r.get("note") or ""))),
-                escape(r["metric"].replace("_", " ")) + below(better),
-                f"<b>{r['value']:.3f}</b>",
-                interval(r["value"], r["low"], r["high"], known, top=top) + below(beside),
-                f"{r['low']:.3f}–{r['high']:.3f}",
-                f"{r['n']:,}",
-                f'<code class="soft">{escape(str(r.get("hash", "")))}</code>',
-            )
-        )
-    splits = ", ".join(sorted({str(r.get("split", "test")) for r in facts.results}))
-    return lead(
+        first.setdefault((r["arrow"], r.get("split", "test")), r)
+    splits = ", ".join(dict.fromkeys(split for _, split in first))
+    titles = ["arrow", "metric", "value", "from 0", "95 % interval", "rows", "hash"]
+    out = lead(
         f"On rows the model has not seen (split: {escape(splits)}). The band is the 95 % interval; upright strokes are "
         "baselines on the same rows. Scores of different hashes are not comparable."
-    ) + table(["arrow", "metric", "value", "0 to 1", "95 % interval", "rows", "hash"], rows, numbers=(2, 4, 5))
+    ) + table(titles, [result_row(r) for r in first.values()], numbers=(2, 4, 5))
+    rest = [r for r in facts.results if not any(r is headline for headline in first.values())]
+    if rest:
+        every = table(titles, [result_row(r) for r in rest], numbers=(2, 4, 5))
+        out += f"<details><summary>all other metrics ({len(rest)})</summary>{every}</details>"
+    return out
+
+
+def result_row(r: dict[str, Any]) -> tuple[str, ...]:
+    """A result as the cells of its row."""
+    known = [(name, value) for name, cell in (r.get("baselines") or {}).items() if (value := number(cell)) is not None]
+    top = max(1.0, r["high"], *(value for _, value in known)) if known else max(1.0, r["high"])
+    metric = r["metric"].replace("_", " ")
+    return (
+        arrow_text(r["arrow"]) + below(escape(str(r.get("note") or ""))),
+        escape(metric) + below("lower is better" if any(word in metric for word in LOWER_IS_BETTER) else ""),
+        f"<b>{r['value']:.3f}</b>",
+        interval(r["value"], r["low"], r["high"], known, top=top)
+        + below(" · ".join(f"{escape(name)} {value:.3f}" for name, value in known)),
+        f"{r['low']:.3f}–{r['high']:.3f}",
+        f"{r['n']:,}",
+        f'<code class="soft">{escape(str(r.get("hash", "")))}</code>',
+    )
 
 
 def number(value: Any) -> float | None:
