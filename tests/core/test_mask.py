@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from weft.core import config as c
-from weft.core.mask import additive, across, look, visible
+from weft.core.mask import across, additive, look, visible
 from weft.core.view import Layout, Tokens
 
 

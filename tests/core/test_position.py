@@ -45,7 +45,9 @@ def test_rope_tells_each_axis_apart() -> None:
     scores = [score(c.Rope(axes=3), [0, 0, 0], place) for place in ([5, 0, 0], [0, 5, 0], [0, 0, 5], [0, 0, 0])]
     assert len({round(s, 4) for s in scores}) == 4
     rows = [score(c.Rope(axes=2), [0, 0, 0], place) for place in ([9, 0, 0], [0, 5, 0], [0, 0, 5])]
-    assert rows[0] == pytest.approx(score(c.Rope(axes=2), [0, 0, 0], [0, 0, 0])), "two axes: the sequence is not turned by"
+    assert rows[0] == pytest.approx(score(c.Rope(axes=2), [0, 0, 0], [0, 0, 0])), (
+        "two axes: the sequence is not turned by"
+    )
     assert abs(rows[1] - rows[2]) > 1e-3
 
 
@@ -71,7 +73,10 @@ def test_seconds_may_be_fractions() -> None:
 
 
 def test_stretch_leaves_short_waves_and_stretches_long_ones() -> None:
-    plain, scaled = frequencies(c.Rope(500_000.0), 128, CPU), frequencies(c.Rope(500_000.0, scaling=c.Stretch()), 128, CPU)
+    plain, scaled = (
+        frequencies(c.Rope(500_000.0), 128, CPU),
+        frequencies(c.Rope(500_000.0, scaling=c.Stretch()), 128, CPU),
+    )
     waves = 2 * math.pi / plain
     short, long = waves < 8192 / 4, waves > 8192
     assert short.any() and long.any() and (~short & ~long).any()

@@ -105,7 +105,9 @@ def test_backward_reaches_every_parameter(name: str) -> None:
         loss = loss + model.logits(hidden[:, 0], "label:mood").square().mean()
     loss.backward()
     without = [
-        n for n, p in model.named_parameters() if (p.grad is None or not p.grad.any()) and not n.startswith("heads.label")
+        n
+        for n, p in model.named_parameters()
+        if (p.grad is None or not p.grad.any()) and not n.startswith("heads.label")
     ]
     # A key's bias shifts all scores of a query alike: softmax does not see it, so only the fused bias as a whole moves.
     assert not without
@@ -137,7 +139,11 @@ def stepwise(model: Model, tokens: Tokens, cache: Cache, cuts: list[int], side=N
     """Hidden states, a piece at a time. Media belong to the first piece."""
     parts, length = [], tokens.ids.shape[1]
     for start, stop in zip([0, *cuts], [*cuts, length], strict=True):
-        cut = {n: getattr(tokens, n)[:, start:stop] for n in ("document", "branch", "span", "positions") if getattr(tokens, n) is not None}
+        cut = {
+            n: getattr(tokens, n)[:, start:stop]
+            for n in ("document", "branch", "span", "positions")
+            if getattr(tokens, n) is not None
+        }
         media = ()
         if start == 0:
             media = tuple(replace(m, at=m.at // length * stop + m.at % length) for m in tokens.media)
@@ -178,7 +184,9 @@ def test_cached_is_uncached(name: str, stream: str, kind: str) -> None:
 @pytest.mark.parametrize("name", DECODERS)
 @pytest.mark.parametrize("sinks", [0, 2])
 def test_a_sliding_cache_keeps_what_a_window_sees(name: str, stream: str, sinks: int) -> None:
-    config = families.make(name, vocab=VOCAB, length=64, dim=DIM, depth=2, heads=2, stems={"image": FEATURES, "audio": FEATURES})
+    config = families.make(
+        name, vocab=VOCAB, length=64, dim=DIM, depth=2, heads=2, stems={"image": FEATURES, "audio": FEATURES}
+    )
     stack = config.topology.stack
     window = replace(stack, attention=replace(stack.attention, pattern=c.Window(3, 0, globals=sinks)))
     model = loud(build(replace(config, topology=replace(config.topology, stack=window)), seed=0))
@@ -320,10 +328,15 @@ def test_pairs_may_be_packed_on_both_sides() -> None:
 def test_recorded_attention_sums_to_one_and_changes_nothing(name: str) -> None:
     model, record = tiny(name), Recorder()
     tokens = Tokens(ids(2, 7), document=numbers([1] * 4 + [2] * 3, [1] * 5 + [0] * 2))
-    side = replace(source(model), document=numbers([1, 1, 2, 2, 2], [1] * 5)) if model.kind == "encoder-decoder" else None
+    side = (
+        replace(source(model), document=numbers([1, 1, 2, 2, 2], [1] * 5)) if model.kind == "encoder-decoder" else None
+    )
     assert close(model.hidden(tokens, side, record=record), model.hidden(tokens, side))
     parts = {(stack, part) for stack, _, part in record.weights}
-    wanted = {"encoder-decoder": {("encoder", "self"), ("decoder", "self"), ("decoder", "cross")}, "dual": {("left", "self")}}
+    wanted = {
+        "encoder-decoder": {("encoder", "self"), ("decoder", "self"), ("decoder", "cross")},
+        "dual": {("left", "self")},
+    }
     assert parts == wanted.get(model.kind, {("", "self")})
     assert len(record.weights) == 2 * len(parts), "two layers"
     for weights in record.weights.values():
@@ -335,7 +348,9 @@ def test_recorded_attention_sums_to_one_and_changes_nothing(name: str) -> None:
 
 @pytest.mark.parametrize("name", ALL)
 def test_a_config_goes_to_json_and_back(name: str) -> None:
-    config = families.make(name, vocab=VOCAB, length=64, stems={"image": FEATURES}, labels={"label:a.b": 3}, language=True)
+    config = families.make(
+        name, vocab=VOCAB, length=64, stems={"image": FEATURES}, labels={"label:a.b": 3}, language=True
+    )
     again = c.from_tree(json.loads(json.dumps(c.to_tree(config))))
     assert again == config and type(again.topology) is type(config.topology)
 
@@ -381,7 +396,9 @@ def test_names_that_do_not_exist_bring_the_nearest() -> None:
 def test_every_stem_fits_every_family(name: str, stem: str) -> None:
     model = tiny(name, stems={"image": 3 * 16, "audio": 20}, options={"stem": stem})
     image, sound = torch.randn(4, 48), torch.randn(2, 20)
-    tokens = Tokens(ids(1, 8), media=(Media("image", image, torch.arange(4)), Media("audio", sound, torch.arange(5, 7))))
+    tokens = Tokens(
+        ids(1, 8), media=(Media("image", image, torch.arange(4)), Media("audio", sound, torch.arange(5, 7)))
+    )
     assert run(model, tokens).shape == (1, 8, DIM)
 
 
