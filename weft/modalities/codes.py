@@ -1,21 +1,22 @@
 """Images and sounds <-> a few discrete codes: what a language model can write, so what it can draw and say.
 
-Shape letters:  B items  F numbers of one cell  (h,w) grid of cells  C channels  D numbers per code  L codes of one item
+Shape letters:  B items  F numbers of one cell  (h,w) grid of cells  D numbers per code  L codes of one item
+                S pixels per side  T frames  M mel bands
 
     image (S,S,3)  cut into h x w square cells ┐                                          ┌ cells -> image
     sound (T,M)    cut into 1 x w cells of     ├─ encoder ─> (D,h,w) ─> ids ─> decoder ───┤
                    `hop` frames                ┘             nearest code                 └ cells -> frames
 
-Both are one small convolutional network at the resolution of the grid: one code per cell, and each code means something
-only together with its neighbours, as in VQ-VAE (van den Oord et al. 2017). A codec is trained inside a run on the run's own
-items, in seconds, and saved with it.
+Both are one small convolutional network at the resolution of the grid (`autoencoder.py`): one code per cell, and each
+code means something only together with its neighbours. A codec is trained inside a run on the run's own items, in
+seconds, and saved with it.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -24,15 +25,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from weft.errors import DataError, RecipeError, RunError
+from weft.modalities.autoencoder import CodecConfig, Network, Progress, Training, learn
 from weft.modalities.image import square
-from weft.modalities.quantize import Codebook
 from weft.recipe import AudioRecipe, ImageRecipe
 
-Progress = Callable[[int, int, float], None]  # (step, steps, loss), after each step
-DETAIL = 20  # how much more a busy cell counts in training (see `_detail`)
 HELD = 200  # at most so many items are kept back to measure the error
 
 
@@ -56,111 +55,6 @@ class CodecReport:
     seconds: float
     items: int
     held: int
-
-
-@dataclass(frozen=True)
-class CodecConfig:
-    """The network. `cell` numbers per cell; `rows` 0: a sound, whose grid is 1 x any width."""
-
-    cell: int
-    rows: int
-    codebook: int
-    channels: int = 48
-    wide: int = 256  # inside the networks on single cells
-    latent: int = 16
-    encoder: int = 2  # blocks
-    decoder: int = 3
-
-    @property
-    def kernel(self) -> tuple[int, int]:
-        return (3, 3) if self.rows else (1, 5)
-
-
-@dataclass(frozen=True)
-class Training:
-    """How a codec is trained: the same for images and sounds but for the batch."""
-
-    steps: int
-    batch: int
-    lr: float = 0.02  # Muon's, for matrices
-    adam_lr: float = 3e-3  # AdamW's, for the rest
-    alone: float = 0.1  # share of the steps without a codebook, so that k-means finds vectors worth the name
-    commit: float = 0.25  # weight of staying near one's code
-
-
-class Conv(nn.Module):
-    """A convolution whose weight is kept as a matrix (out, in*kh*kw), which is the shape Muon orthogonalises."""
-
-    def __init__(self, inside: int, outside: int, kernel: tuple[int, int] = (1, 1), scale: float = 1.0) -> None:
-        super().__init__()
-        self.shape = (outside, inside, *kernel)
-        fan = inside * kernel[0] * kernel[1]
-        self.weight = nn.Parameter(torch.empty(outside, fan).uniform_(-1, 1) * scale * (3 / fan) ** 0.5)
-        self.bias = nn.Parameter(torch.zeros(outside))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B,in,h,w) -> (B,out,h,w)."""
-        padding = (self.shape[2] // 2, self.shape[3] // 2)
-        return F.conv2d(x, self.weight.view(self.shape), self.bias, padding=padding)
-
-
-class Block(nn.Module):
-    """Look at the neighbours and at the whole, think; added to what was there.  x (B,C,h,w), mask (B,1,h,w) or None."""
-
-    def __init__(self, channels: int, kernel: tuple[int, int]) -> None:
-        super().__init__()
-        self.look = Conv(channels, channels, kernel)
-        self.think = Conv(channels, channels, scale=0.1)  # starts near the identity
-
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        normed = _rms(x) if mask is None else _rms(x) * mask  # what lies beyond the end looks like the edge
-        return x + self.think(F.gelu(self.look(normed)))
-
-
-def _rms(x: Tensor) -> Tensor:
-    """Each place of (B,C,h,w) to size one: blind to padding and to length."""
-    return x * x.square().mean(1, keepdim=True).add(1e-5).rsqrt()
-
-
-class Coder(nn.Module):
-    """(B,in,h,w) -> (B,out,h,w): a small network on each cell, blocks that look around, a small network on each cell."""
-
-    def __init__(self, inside: int, outside: int, depth: int, config: CodecConfig) -> None:
-        super().__init__()
-        channels, wide = config.channels, config.wide
-        self.read = nn.Sequential(Conv(inside, wide), nn.GELU(), Conv(wide, channels))
-        self.blocks = nn.ModuleList(Block(channels, config.kernel) for _ in range(depth))
-        self.write = nn.Sequential(Conv(channels, wide), nn.GELU(), Conv(wide, outside))
-
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        x = self.read(x)
-        for block in self.blocks:
-            x = block(x, mask)
-        return self.write(_rms(x))
-
-
-class Network(nn.Module):
-    """Cells -> vectors -> ids -> vectors -> cells."""
-
-    def __init__(self, config: CodecConfig) -> None:
-        super().__init__()
-        self.encoder = Coder(config.cell, config.latent, config.encoder, config)
-        self.decoder = Coder(config.latent, config.cell, config.decoder, config)
-        self.codebook = Codebook(config.codebook, config.latent)
-
-    def ids(self, cells: Tensor, mask: Tensor | None = None) -> Tensor:
-        """(B,F,h,w) -> (B,h,w) int64."""
-        z = self.encoder(cells, mask)
-        return self.codebook.nearest(_flat(z)).view(z.shape[0], *z.shape[2:])
-
-    def cells(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
-        """(B,h,w) -> (B,F,h,w)."""
-        return self.decoder(self.codebook(ids).permute(0, 3, 1, 2), mask)
-
-
-def _flat(z: Tensor) -> Tensor:
-    """(B,D,h,w) -> (B*h*w,D)."""
-    return z.permute(0, 2, 3, 1).reshape(-1, z.shape[1])
 
 
 class Codec:
@@ -206,7 +100,9 @@ class Codec:
     def _check(self, ids: np.ndarray, name: str) -> np.ndarray:
         ids = np.asarray(ids)
         if ids.ndim != 1 or not len(ids) or ids.dtype.kind not in "iu":
-            raise DataError(f"{name} came as {ids.dtype} of shape {ids.shape}; (L,) whole numbers, at least one, were expected")
+            raise DataError(
+                f"{name} came as {ids.dtype} of shape {ids.shape}; (L,) whole numbers, at least one, were expected"
+            )
         if ids.min() < 0 or ids.max() >= self.size:
             raise DataError(f"{name} holds codes {ids.min()} to {ids.max()}; 0 to {self.size - 1} was expected")
         return ids.astype(np.int64)
@@ -216,47 +112,50 @@ class ImageCodec(Codec):
     """Square pictures <-> a grid of codes, row by row."""
 
     kind = "image"
+    STEPS: ClassVar[int] = 1000
+    DRAWN: ClassVar[int] = 32  # pictures per step
     BATCH: ClassVar[int] = 256  # coded at once
 
     @classmethod
     def train(
-        cls, items: Sequence[np.ndarray], settings: ImageRecipe, *, seed: int = 0, steps: int = 0,
-        progress: Progress | None = None, device: str = "cpu",
+        cls,
+        items: Sequence[np.ndarray],
+        settings: ImageRecipe,
+        *,
+        seed: int = 0,
+        steps: int = 0,
+        progress: Progress | None = None,
+        device: str = "cpu",
     ) -> tuple[ImageCodec, CodecReport]:
         """Learn to code (H,W,3) uint8 pictures (any sizes: they are made `square`) in `settings.codes` codes each.
 
-        Deterministic for a seed and a machine; `steps` 0 takes the default. Raises DataError without pictures, RecipeError
-        if `codes` is no square number or its grid does not divide `size`.
+        Deterministic for a seed and a machine; `steps` 0 takes STEPS. `progress` is called after each step. Raises
+        DataError without pictures, RecipeError if `codes` is no square number or its grid does not divide `size`.
         """
         rows = round(settings.codes**0.5)
         if rows * rows != settings.codes or rows < 1 or settings.size % rows:
             raise RecipeError(
-                f"image.codes is {settings.codes} at image.size {settings.size}: codes must be a square number whose root "
-                f"divides the size, such as {(settings.size // 8) ** 2}"
+                f"image.codes is {settings.codes} at image.size {settings.size}: a square number is needed, whose root "
+                f"divides the size, such as {max(1, settings.size // 8) ** 2}"
             )
         if not len(items):
             raise DataError("there are no images to train an image codec on; it needs at least one")
         side = settings.size // rows
-        pictures = torch.from_numpy(np.stack([square(item, settings.size) for item in items]))  # (n,S,S,3) uint8
-        train, held = _split(len(pictures), seed)
-        batch = min(32, max(8, len(train)))
+        pictures = np.stack([square(item, settings.size) for item in items])  # (n,S,S,3)
+        train, held = split(len(pictures), seed)
 
         def draw(generator: torch.Generator) -> Tensor:
-            chosen = torch.randint(len(train), (batch,), generator=generator)
-            return _to_cells(pictures[train[chosen]], side)
+            chosen = torch.randint(len(train), (min(cls.DRAWN, max(8, len(train))),), generator=generator)
+            return _to_cells(torch.from_numpy(pictures[train[chosen.numpy()]]), side)
 
         config = CodecConfig(3 * side * side, rows, settings.codebook)
         started = time.perf_counter()
-        network = _learn(config, draw, Training(steps or 1000, batch), seed, progress, device)
+        network = learn(config, draw, Training(steps or cls.STEPS), seed, progress, device)
         seconds = time.perf_counter() - started
         codec = cls(config, {"size": settings.size, "codes": settings.codes}, network, device)
-        shown = pictures[held if len(held) else train].numpy()
-        ids = codec.encode(list(shown))
-        error = float(np.abs(np.stack(codec.decode(ids)).astype(np.float32) - shown).mean())
-        mean = pictures[train].float().mean(0).numpy()
-        used, perplexity = usage(ids, codec.size)
-        trivial = float(np.abs(shown - mean).mean())
-        return codec, CodecReport(used, perplexity, error, trivial, seconds, len(train), len(held))
+        mean = pictures[train].mean(0, dtype=np.float32)
+        shown = list(pictures[held if len(held) else train])
+        return codec, measure(codec, shown, mean, seconds, (len(train), len(held)))
 
     @torch.inference_mode()
     def encode(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -288,18 +187,26 @@ class AudioCodec(Codec):
     """Log-mel frames <-> one code per `hop` frames (40 ms at the default 4)."""
 
     kind = "audio"
+    STEPS: ClassVar[int] = 700
+    DRAWN: ClassVar[int] = 16  # crops per step
     BATCH: ClassVar[int] = 64
     CROP: ClassVar[int] = 32  # codes per training crop
 
     @classmethod
     def train(
-        cls, items: Sequence[np.ndarray], settings: AudioRecipe, *, seed: int = 0, steps: int = 0,
-        progress: Progress | None = None, device: str = "cpu",
+        cls,
+        items: Sequence[np.ndarray],
+        settings: AudioRecipe,
+        *,
+        seed: int = 0,
+        steps: int = 0,
+        progress: Progress | None = None,
+        device: str = "cpu",
     ) -> tuple[AudioCodec, CodecReport]:
         """Learn to code log-mels (T,M) float32 (`audio.log_mel`), any lengths, one code per `settings.hop` frames.
 
-        Deterministic for a seed and a machine; `steps` 0 takes the default. Raises DataError without sounds or with an
-        empty one, RecipeError for a hop under 1.
+        Deterministic for a seed and a machine; `steps` 0 takes STEPS. `progress` is called after each step. Raises
+        DataError without sounds or with an empty one, RecipeError for a hop under 1.
         """
         hop, mels = settings.hop, settings.mels
         if hop < 1:
@@ -308,31 +215,25 @@ class AudioCodec(Codec):
             raise DataError("there are no sounds to train an audio codec on; it needs at least one")
         for index, item in enumerate(items):
             _check_mel(item, mels, f"sound {index}")
-        train, held = _split(len(items), seed)
-        silence = torch.full((hop, mels), -1.0)
-        pieces = [piece for index in train for piece in (torch.from_numpy(np.asarray(items[index], np.float32)), silence)]
-        flat = torch.cat([*pieces, silence.repeat(cls.CROP, 1)])  # (frames,M), one after the other
-        crop = cls.CROP * hop
+        sounds = [np.asarray(item, np.float32) for item in items]
+        train, held = split(len(sounds), seed)
+        silence = np.full((hop, mels), -1, np.float32)
+        parts = [part for index in train for part in (sounds[index], silence)] + [silence] * cls.CROP
+        flat = torch.from_numpy(np.concatenate(parts))  # (frames,M): all of them, one after the other
 
         def draw(generator: torch.Generator) -> Tensor:
-            starts = torch.randint(len(flat) - crop + 1, (16,), generator=generator)
-            crops = flat[starts[:, None] + torch.arange(crop)]  # (B,crop,M)
-            return crops.view(len(starts), cls.CROP, hop * mels).transpose(1, 2)[:, :, None]  # (B,F,1,w)
+            starts = torch.randint(len(flat) - cls.CROP * hop + 1, (cls.DRAWN, 1), generator=generator)
+            crops = flat[starts + torch.arange(cls.CROP * hop)]  # (B,frames,M), from any frame on
+            return crops.view(cls.DRAWN, cls.CROP, hop * mels).transpose(1, 2)[:, :, None]  # (B,F,1,w)
 
         config = CodecConfig(hop * mels, 0, settings.codebook)
         started = time.perf_counter()
-        network = _learn(config, draw, Training(steps or 700, 16), seed, progress, device)
+        network = learn(config, draw, Training(steps or cls.STEPS), seed, progress, device)
         seconds = time.perf_counter() - started
         codec = cls(config, {"hop": hop, "mels": mels}, network, device)
-        shown = [np.asarray(items[i], np.float32) for i in (held if len(held) else train)]
-        ids = codec.encode(shown)
-        back = codec.decode(ids)
-        whole = np.concatenate(shown)
-        error = float(np.abs(np.concatenate([b[: len(s)] for b, s in zip(back, shown, strict=True)]) - whole).mean())
-        mean = np.concatenate([items[i] for i in train]).mean(0)
-        used, perplexity = usage(ids, codec.size)
-        trivial = float(np.abs(whole - mean).mean())
-        return codec, CodecReport(used, perplexity, error, trivial, seconds, len(train), len(held))
+        mean = np.concatenate([sounds[i] for i in train]).mean(0)
+        shown = [sounds[i] for i in (held if len(held) else train)]
+        return codec, measure(codec, shown, mean, seconds, (len(train), len(held)))
 
     @torch.inference_mode()
     def encode(self, mels: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -374,6 +275,17 @@ class AudioCodec(Codec):
         return done
 
 
+def measure(
+    codec: ImageCodec | AudioCodec, shown: list[np.ndarray], mean: np.ndarray, seconds: float, counts: tuple[int, int]
+) -> CodecReport:
+    """Code `shown` and compare with what comes back; `mean` is what the baseline says of every item or frame."""
+    ids = codec.encode(shown)
+    back = [one[: len(item)] for one, item in zip(codec.decode(ids), shown, strict=True)]
+    error = np.abs(np.concatenate(back) - np.concatenate(shown).astype(np.float32)).mean()
+    baseline = np.concatenate([np.abs(item - mean) for item in shown]).mean()
+    return CodecReport(*usage(ids, codec.size), float(error), float(baseline), seconds, *counts)
+
+
 def usage(ids: Sequence[np.ndarray], size: int) -> tuple[float, float]:
     """Share of the codebook used, and the perplexity of the codes."""
     counts = np.bincount(np.concatenate(list(ids)), minlength=size)
@@ -381,82 +293,9 @@ def usage(ids: Sequence[np.ndarray], size: int) -> tuple[float, float]:
     return float((counts > 0).mean()), float(np.exp(-(share * np.log(share)).sum()))
 
 
-def _learn(
-    config: CodecConfig, draw: Callable[[torch.Generator], Tensor], plan: Training, seed: int,
-    progress: Progress | None, device: str,
-) -> Network:
-    """Train on batches (B,F,h,w) from `draw`: first without the codebook, then with it."""
-    if config.codebook < 2:
-        raise RecipeError(f"a codebook of {config.codebook} codes tells nothing apart; give 2 or more")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        network = Network(config).to(device).train()
-    generator = torch.Generator().manual_seed(seed)
-    kind, fast = torch.device(device).type, _half_is_fast(torch.device(device))
-    optimizers = _optimizers(network, plan)
-    alone = int(plan.steps * plan.alone)
-    for step in range(plan.steps):
-        cells = draw(generator).to(device)
-        if step == alone:
-            _start(network, [cells] + [draw(generator).to(device) for _ in range(7)], generator)
-        with torch.autocast(kind, torch.bfloat16, enabled=fast):
-            z = network.encoder(cells)
-        z, commit = z.float(), torch.zeros((), device=device)
-        if step >= alone:
-            flat = _flat(z)
-            code = network.codebook(network.codebook.follow(flat.detach(), generator))
-            commit = F.mse_loss(flat, code)
-            passed = flat + (code - flat).detach()
-            z = passed.view(z.shape[0], *z.shape[2:], -1).permute(0, 3, 1, 2)
-        with torch.autocast(kind, torch.bfloat16, enabled=fast):
-            back = network.decoder(z)
-        weight = _detail(cells)
-        loss = ((back.float() - cells).abs() * weight).mean() + plan.commit * commit
-        network.zero_grad(set_to_none=True)
-        loss.backward()
-        for optimizer, rate in optimizers:
-            optimizer.param_groups[0]["lr"] = rate * min(1, (step + 1) / 20, max(0.02, 2 * (1 - step / plan.steps)))
-            optimizer.step()
-        if progress:
-            progress(step + 1, plan.steps, float(loss.detach()))
-    return network.eval()
-
-
-def _optimizers(network: Network, plan: Training) -> list[tuple[torch.optim.Optimizer, float]]:
-    """Muon for the matrices, AdamW for the rest, each with its highest rate."""
-    matrices = [value for value in network.parameters() if value.ndim == 2]
-    rest = [value for value in network.parameters() if value.ndim != 2]
-    muon = torch.optim.Muon(matrices, lr=plan.lr, weight_decay=0.01, momentum=0.95)
-    return [(muon, plan.lr), (torch.optim.AdamW(rest, lr=plan.adam_lr, betas=(0.9, 0.99)), plan.adam_lr)]
-
-
-def _detail(cells: Tensor) -> Tensor:
-    """(B,F,h,w) -> (B,1,h,w), mean 1: cells with much going on in them count more than plain ones.
-
-    Most cells of a drawing are background, of a recording silence; without this, edges are what a short training leaves out.
-    """
-    spread = (cells.square().mean(1, keepdim=True) - cells.mean(1, keepdim=True).square()).clamp_min(0).sqrt()
-    weight = 1 + DETAIL * spread
-    return weight / weight.mean()
-
-
-@torch.no_grad()
-def _start(network: Network, batches: list[Tensor], generator: torch.Generator) -> None:
-    vectors = torch.cat([_flat(network.encoder(cells)) for cells in batches])
-    network.codebook.start(vectors, len(vectors) // len(batches), generator)
-
-
-def _half_is_fast(device: torch.device) -> bool:
-    """Whether bfloat16 products are quicker than float32 there."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    able = torch.cpu.get_capabilities() if device.type == "cpu" else {}
-    return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
-
-
-def _split(count: int, seed: int) -> tuple[Tensor, Tensor]:
+def split(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Numbers of the items to train on and of those kept back: a tenth, at most HELD; none of fewer than ten."""
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    order = np.random.default_rng(seed).permutation(count)
     held = min(count // 10, HELD)
     return order[held:], order[:held]
 

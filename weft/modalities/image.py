@@ -2,8 +2,8 @@
 
 Shape letters:  H height  W width  P pixels per side of a patch  N patches  (h,w) sides after `fit`
 
-    file, bytes, PIL, array --open_image--> (H,W,3) uint8 --fit--> (h,w,3) --patches--> values (N,3*P*P), positions (N,3)
-                                                └--square--> (S,S,3)  for a codec       N = h/P * w/P, row by row
+    file, bytes, PIL, array --open_image--> (H,W,3) --fit--> (h,w,3) --patches--> values (N,3*P*P), positions (N,3)
+                                            uint8 └--square--> (S,S,3)  for a codec      N = h/P * w/P, row by row
 
 Nothing is cropped: the aspect is kept by `fit` (its sides are rounded to whole patches) and by `square` (letterboxed).
 """
@@ -37,8 +37,8 @@ class Patches(NamedTuple):
 def open_image(source: str | Path | bytes | Image.Image | np.ndarray, name: str = "") -> np.ndarray:
     """Any picture -> (H,W,3) uint8, upright, on white.
 
-    EXIF rotation is applied, alpha is laid over white, grey and 16 bit become 8-bit RGB, of an animation the first frame
-    is taken. An array may be (H,W), (H,W,1), (H,W,3) or (H,W,4) of uint8, uint16, bool or float in [0,1].
+    EXIF rotation is applied, alpha is laid over white, grey and 16 bit become 8-bit RGB, of an animation the first
+    frame is taken. An array may be (H,W), (H,W,1), (H,W,3) or (H,W,4) of uint8, uint16, bool or float in [0,1].
     `name` stands for the picture in errors (a path names itself). Raises DataError.
     """
     if isinstance(source, np.ndarray):
@@ -52,7 +52,9 @@ def open_image(source: str | Path | bytes | Image.Image | np.ndarray, name: str 
         name = name or str(source)
         stream = io.BytesIO(read_file(source, "an image"))
     else:
-        raise DataError(f"{name or 'an image'} came as {type(source).__name__}; a path, bytes, PIL image or array was expected")
+        raise DataError(
+            f"{name or 'an image'} came as {type(source).__name__}; a path, bytes, PIL image or array was expected"
+        )
     if stream.getbuffer().nbytes == 0:  # type: ignore[attr-defined]
         raise DataError(f"{name}: the file is empty (0 bytes); an image was expected ({', '.join(FORMATS)})")
     try:
@@ -61,7 +63,7 @@ def open_image(source: str | Path | bytes | Image.Image | np.ndarray, name: str 
         raise DataError(f"{name}: {error}; make it smaller (at most {PIXELS:,} pixels)") from error
     except Exception as error:  # a hostile header can raise nearly anything
         raise DataError(
-            f"{name}: not an image that can be read; expected one of {', '.join(FORMATS)}. Convert it, or remove the row"
+            f"{name}: not an image that can be read; expected one of {', '.join(FORMATS)}. Convert it or drop the row"
         ) from error
     with image:
         return _decode(image, name)
@@ -102,7 +104,9 @@ def _from_array(array: np.ndarray, name: str) -> np.ndarray:
     """(H,W), (H,W,1|3|4) of uint8, uint16, int32, bool or float -> (H,W,3) uint8."""
     array = array[..., None] if array.ndim == 2 else array
     if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or 0 in array.shape:
-        raise DataError(f"{name} has shape {array.shape}; (H,W), (H,W,1), (H,W,3) or (H,W,4) was expected, channels last")
+        raise DataError(
+            f"{name} has shape {array.shape}; (H,W), (H,W,1), (H,W,3) or (H,W,4) was expected, channels last"
+        )
     if array.dtype == bool:
         array = array * np.float32(255)
     elif array.dtype != np.uint8:
@@ -145,7 +149,9 @@ def fit(image: np.ndarray, size: int, patch: int) -> np.ndarray:
     which is the only distortion. Small images are enlarged. Raises RecipeError if `size` is less than one patch.
     """
     if patch < 1 or size < patch:
-        raise RecipeError(f"image.size {size} with image.patch {patch}: at least one patch must fit; make the size larger")
+        raise RecipeError(
+            f"image.size {size} with image.patch {patch}: at least one patch must fit; make the size larger"
+        )
     longest = size // patch * patch
     scale = longest / max(image.shape[:2])
     height, width = (min(longest, max(1, round(side * scale / patch)) * patch) for side in image.shape[:2])
@@ -177,13 +183,15 @@ def shift(image: np.ndarray, rows: int, columns: int) -> np.ndarray:
 
 
 def patches(image: np.ndarray, patch: int) -> Patches:
-    """(h,w,3) uint8 -> (N,3*P*P) float16 in [-1,1], row by row; within a patch channel, row, column (as a ViT's kernel).
+    """(h,w,3) uint8 -> (N,3*P*P) float16 in [-1,1], row by row; within a patch channel, row, column (as in ViT).
 
     Raises DataError if a side is no multiple of `patch`: call `fit` first.
     """
     height, width = image.shape[:2]
     if height % patch or width % patch:
-        raise DataError(f"an image of {height} x {width} pixels does not divide into patches of {patch}; fit() it first")
+        raise DataError(
+            f"an image of {height} x {width} pixels does not divide into patches of {patch}; fit() it first"
+        )
     rows, columns = height // patch, width // patch
     values = image.reshape(rows, patch, columns, patch, 3).transpose(0, 2, 4, 1, 3)  # (rows,columns,3,P,P)
     values = (values.reshape(rows * columns, -1).astype(np.float32) / 127.5 - 1).astype(np.float16)

@@ -36,8 +36,8 @@ class TextCodec:
     def train(cls, texts: Iterable[str], size: int = 0) -> TextCodec:
         """Learn merges from `texts` until there are `size` ids, the 256 bytes included.
 
-        `size` 0 is decided from the amount of text (`suggest`). Fewer ids come out where the texts hold fewer pairs that
-        occur twice; `.size` says how many there are. The same texts give the same ids, whatever the number of threads.
+        `size` 0 is decided from the amount of text (`suggest`). Fewer ids come out where the texts hold fewer pairs
+        that occur twice; `.size` says how many there are. The same texts give the same ids, on any number of threads.
         Raises RecipeError for a size under 256, DataError for what is not text.
         """
         texts = list(texts)
@@ -45,7 +45,9 @@ class TextCodec:
             _check(text, f"text {index}")
         size = size or suggest(texts)
         if size < BYTES:
-            raise RecipeError(f"text.vocabulary is {size}; it holds the {BYTES} bytes first, so give {BYTES} or more (or 0)")
+            raise RecipeError(
+                f"text.vocabulary is {size}; it holds the {BYTES} bytes first, so give {BYTES} or more (or 0)"
+            )
         tokenizer = Tokenizer(models.BPE())
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
         tokenizer.decoder = decoders.ByteLevel()
@@ -99,7 +101,9 @@ class TextCodec:
         try:
             return cls(Tokenizer.from_file(str(path)))
         except Exception as error:  # the library raises plain Exception
-            raise RunError(f"{path}: not a readable tokenizer.json ({error}); train again or restore the file") from error
+            raise RunError(
+                f"{path}: not a readable tokenizer.json ({error}); train again or restore the file"
+            ) from error
 
 
 def suggest(texts: Iterable[str]) -> int:
@@ -118,6 +122,6 @@ def _check(text: object, name: str) -> None:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise DataError(
-            f"{name} holds half a surrogate pair at character {error.start} ({text[error.start:error.start + 1]!a}): that "
-            "is no Unicode character and cannot be stored; read the file with errors='replace', or remove it"
+            f"{name} holds half a surrogate pair at character {error.start} ({text[error.start]!a}): "
+            "that is no Unicode character and cannot be stored; read the file with errors='replace', or remove it"
         ) from error
