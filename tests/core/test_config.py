@@ -27,7 +27,7 @@ def test_tuples_and_nested_types_come_back() -> None:
 
 
 def test_unknown_names_bring_the_nearest() -> None:
-    with pytest.raises(RecipeError, match="'Ropee' is not known. Did you mean 'Rope'"):
+    with pytest.raises(RecipeError, match=r"'Ropee' is not known. Did you mean 'Rope'"):
         c.from_tree({"type": "Ropee"})
-    with pytest.raises(RecipeError, match="Rope has no field 'teta'. Did you mean 'theta'"):
+    with pytest.raises(RecipeError, match=r"Rope has no field 'teta'. Did you mean 'theta'"):
         c.from_tree({"type": "Rope", "teta": 1.0})

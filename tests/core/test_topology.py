@@ -15,7 +15,7 @@ from weft.errors import RecipeError, WeftError
 from weft.model import Model, build
 
 DIM, FEATURES, VOCAB = 16, 12, 30
-NORM, FFN = c.RMSNorm(), c.FeedForward(32, "silu", gated=True)
+NORM, FFN, CAUSAL = c.RMSNorm(), c.FeedForward(32, "silu", gated=True), c.Causal()
 HEADS = {"language": c.Language(VOCAB)}
 
 
@@ -23,7 +23,7 @@ def ids(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randint(1, VOCAB, shape, generator=torch.Generator().manual_seed(seed))
 
 
-def stack(pattern=c.Causal(), dim: int = DIM, **more) -> c.StackConfig:
+def stack(pattern=CAUSAL, dim: int = DIM, **more) -> c.StackConfig:
     attention = c.Attention(2, position=c.Rope(), pattern=pattern)
     return c.StackConfig(dim, 2, attention, FFN, NORM, **more)
 

@@ -381,7 +381,7 @@ def test_a_seed_gives_the_same_weights(name: str) -> None:
 def test_names_that_do_not_exist_bring_the_nearest() -> None:
     with pytest.raises(RecipeError, match="Did you mean 'llama'"):
         families.make("lama", vocab=9, length=8)
-    with pytest.raises(RecipeError, match="no option 'activatoin'. Did you mean 'activation'"):
+    with pytest.raises(RecipeError, match=r"no option 'activatoin'. Did you mean 'activation'"):
         families.make("gpt", vocab=9, length=8, options={"activatoin": "relu"})
     with pytest.raises(RecipeError, match="Did you mean 'gelu'"):
         build(families.make("gpt", vocab=9, length=8, options={"activation": "gelo"}))
@@ -417,7 +417,7 @@ def test_the_first_loss_is_that_of_chance() -> None:
         assert abs(loss.item() - 6.2146) < 0.75, f"{name}: {loss.item():.2f}"
 
 
-# ---------------------------------------------------------------------------------------------------- the ecosystem's names
+# ---------------------------------------------------------------------------------------------------- other names
 
 
 @torch.no_grad()

@@ -65,8 +65,6 @@ def test_cost_of_a_token() -> None:
 
 
 def test_cost_counts_one_part_for_each_token() -> None:
-    shared, own = (
-        summary(build(families.make("weft", vocab=9, length=8, stems={"image": 12}, options={"per_modality": own}), device="meta"), 8)
-        for own in (False, True)
-    )  # fmt: skip
+    make = lambda own: families.make("weft", vocab=9, length=8, stems={"image": 12}, options={"per_modality": own})
+    shared, own = (summary(build(make(own), device="meta"), 8) for own in (False, True))
     assert own.parameters > shared.parameters and own.matrices == shared.matrices

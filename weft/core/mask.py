@@ -114,7 +114,7 @@ def look(attention: c.Attention, q: Layout, k: Layout, *, width: int, dtype: tor
 
 def together_is_all(q: Layout, k: Layout) -> bool:
     """Whether documents and branches hide nothing, told without looking at the numbers."""
-    return (q.document is None or k.document is None) and k.branch is None
+    return q.document is None and k.document is None and k.branch is None
 
 
 def additive(seen: Tensor, dtype: torch.dtype) -> Tensor:

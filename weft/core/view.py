@@ -132,8 +132,10 @@ class Layout:
 def together(q: Layout, k: Layout) -> Tensor | None:
     """(B,T,S) bool: same document, and the key on the trunk or on the query's branch. None: all of them."""
     seen = None
-    if q.document is not None and k.document is not None:
-        seen = q.document[:, :, None] == k.document[:, None, :]
+    if q.document is not None or k.document is not None:
+        # Where only one of them tells documents apart, the other is all of document 1: it must not see padding.
+        one, other = (torch.ones_like(t.index) if t.document is None else t.document for t in (q, k))
+        seen = one[:, :, None] == other[:, None, :]
     if k.branch is not None:
         own = torch.zeros_like(q.index) if q.branch is None else q.branch
         branch = k.branch[:, None, :]
