@@ -46,6 +46,7 @@ class ImageRecipe:
     patch: int = 8  # pixels per side of one token
     codes: int = 64  # tokens of one drawn image (a square number)
     codebook: int = 512
+    codec_steps: int = 0  # training steps of the codec; 0: as many as its share of the minutes allows, then saved here
     augment: float = 0.0  # random shift of training inputs, as a share of the size
 
 
@@ -55,6 +56,7 @@ class AudioRecipe:
     stack: int = 8  # frames per input token
     hop: int = 4  # frames per output code
     codebook: int = 512
+    codec_steps: int = 0  # as above
     seconds: float = 30.0  # longest sound; longer ones are listed, not cut
 
 
@@ -148,11 +150,13 @@ RULES: dict[str, Rule] = {
     "image.patch": POSITIVE,
     "image.codes": Rule(lambda v: v > 0 and math.isqrt(v) ** 2 == v, "a square number, such as 16, 64 or 256"),
     "image.codebook": _at_least(2),
+    "image.codec_steps": _at_least(0),
     "image.augment": Rule(lambda v: 0 <= v < 1, "a share from 0 to less than 1"),
     "audio.mels": Rule(lambda v: 1 <= v <= 201, "1 to 201"),
     "audio.stack": POSITIVE,
     "audio.hop": POSITIVE,
     "audio.codebook": _at_least(2),
+    "audio.codec_steps": _at_least(0),
     "audio.seconds": POSITIVE,
     "split.validation": Rule(lambda v: 0 <= v < 1, "a share from 0 to less than 1"),
     "split.test": Rule(lambda v: 0 <= v < 1, "a share from 0 to less than 1"),

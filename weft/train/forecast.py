@@ -12,13 +12,16 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+import torch
+
 from weft.data.batch import Batch
 from weft.errors import RecipeError, nearest
 from weft.model import Model
+from weft.objectives import OBJECTIVES
 from weft.recipe import Recipe, TrainRecipe
 from weft.train import checkpoint
 from weft.train.loop import Session, State, step
-from weft.train.machine import peak_memory
+from weft.train.machine import autocast, free_memory, peak_memory
 from weft.train.optim import Optimizer
 
 Say = Callable[[str], None]
@@ -29,6 +32,7 @@ TIMED = 3  # steps timed, after one that warms up
 SLACK = 1.03  # later steps are this much slower than the ones timed: the machine is not alone
 BLIND = 2  # times the blind-modality alarm is run
 VALIDATIONS = 20  # per run, where the recipe does not say
+MEMORY = 0.6  # of the free memory, for a micro-batch
 SAVING = 120.0  # seconds between checkpoints, where the recipe does not say
 
 
@@ -96,6 +100,29 @@ def forecast(
         compiling=compiling,
     )
     return found, replace(recipe, train=replace(train, steps=steps, options=options))
+
+
+def rows_that_fit(session: Session, batch: Batch) -> int:
+    """Rows of a micro-batch: all of the step's if what the backward pass needs of them fits into free memory, else fewer.
+
+    Measured on one forward pass of `batch`: the bytes that autograd keeps, parameters left out.
+    """
+    kept: dict[int, int] = {}
+    own = {p.untyped_storage().data_ptr() for p in session.model.parameters()}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), autocast(session.device, session.recipe.options.dtype):
+        loss, _ = OBJECTIVES[batch.objective](session.model, batch.to(session.device))
+    del loss
+    rows = len(batch.tokens.ids)
+    each = 1.5 * sum(kept.values()) / rows  # gradients of activations live beside them for a while
+    whole = max(1, session.recipe.tokens // session.recipe.length)
+    return max(1, min(whole, int(MEMORY * free_memory(session.device) / max(each, 1))))
 
 
 def watching(train: TrainRecipe, columns: int) -> float:

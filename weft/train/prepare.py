@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +35,8 @@ from weft.recipe import Recipe
 Say = Callable[[str], None]
 ITEMS = 3000  # pictures or sounds that a codec is trained on: more do not make it better in the time it has
 SHARE = 0.08  # of the run's minutes, at most, for each codec
+FEW = 64  # of them, where a codec is only begun
 PROBE = 12  # steps that tell how long a codec's step takes
-STEPS = 500  # what a codec takes by itself
 PAIRS = 6  # originals and reconstructions kept for the report
 
 
@@ -51,6 +51,7 @@ class Prepared:
     resolutions: list[Resolution]
     renderer: Renderer
     config: ModelConfig
+    codec_steps: dict[str, int] = field(default_factory=dict)
 
 
 def understand(recipe: Recipe, table: Table) -> tuple[list[Arrow], dict[str, ColumnType], list[Resolution]]:
@@ -78,7 +79,7 @@ def prepare(
     text = text_codec(recipe, table, rows, types)
     if text is not None:
         say(f"text: {text.size} byte pairs from the training rows")
-    codecs, told = media_codecs(recipe, table, rows, arrows, types, say, PROBE if quick else 0)
+    codecs, told = media_codecs(recipe, table, rows, arrows, types, say, quick)
     vocabulary = Vocabulary(
         list(types),
         text=text.size if text else 0,
@@ -90,7 +91,7 @@ def prepare(
     if folder is not None:
         renderer.save(folder)
         show_codecs(folder / "codecs", codecs, told, samples(recipe, table, split, arrows, types, codecs))
-    return Prepared(table, split, types, arrows, resolutions, renderer, config)
+    return Prepared(table, split, types, arrows, resolutions, renderer, config, {kind: t["steps"] for kind, t in told.items()})
 
 
 def text_codec(recipe: Recipe, table: Table, rows: np.ndarray, types: dict[str, ColumnType]) -> TextCodec | None:
@@ -117,18 +118,19 @@ def produced(arrows: Sequence[Arrow], types: dict[str, ColumnType]) -> dict[str,
 
 def media_codecs(
     recipe: Recipe, table: Table, rows: np.ndarray, arrows: Sequence[Arrow], types: dict[str, ColumnType], say: Say,
-    steps: int = 0,
+    quick: bool,
 ) -> tuple[dict[str, Any], dict[str, Any]]:  # fmt: skip
-    """A trained codec for each kind of media that is produced, and what is to be told of it. steps 0: as time allows."""
+    """A trained codec for each kind of media that is produced, and what is to be told of it."""
     codecs: dict[str, Any] = {}
     told: dict[str, Any] = {}
     for kind, columns in produced(arrows, types).items():
         rows_of = producing(table, rows, arrows, columns)
-        items = [item for item, _ in distinct(recipe, table, rows_of, kind, 64 if steps else ITEMS)]
+        items = [item for item, _ in distinct(recipe, table, rows_of, kind, FEW if quick else ITEMS)]
         maker, settings = (ImageCodec, recipe.image) if kind == "image" else (AudioCodec, recipe.audio)
         train = lambda some, n: maker.train(some, settings, seed=recipe.seed, steps=n)
-        codec, report = train(items, steps or affordable(recipe, items, train))
-        codecs[kind], told[kind] = codec, {"codebook": codec.size, "use": report.used, **asdict(report)}
+        count = PROBE if quick else settings.codec_steps or affordable(recipe, items, train, maker.STEPS)
+        codec, report = train(items, count)
+        codecs[kind], told[kind] = codec, {"codebook": codec.size, "use": report.used, "steps": count, **asdict(report)}
         say(
             f"{kind} codes: {report.used:.0%} of {codec.size} in use, error {report.error:.3g} (the mean {kind}: "
             f"{report.baseline:.3g}), {report.seconds:.0f} s"
@@ -136,14 +138,13 @@ def media_codecs(
     return codecs, told
 
 
-def affordable(recipe: Recipe, items: Sequence[np.ndarray], train: Callable[[Any, int], Any]) -> int:
-    """Steps of a codec that fit into its share of the run's minutes; 0, its own number, where that fits or steps are given."""
+def affordable(recipe: Recipe, items: Sequence[np.ndarray], train: Callable[[Any, int], Any], most: int) -> int:
+    """Steps of a codec: `most`, or fewer where the run is bounded by minutes and its share of them is not enough."""
     if recipe.train.steps:
-        return 0
+        return most
     began = time.perf_counter()
-    train(items[:64], PROBE)
-    allowed = int(SHARE * 60 * recipe.train.minutes * PROBE / (time.perf_counter() - began))
-    return 0 if allowed >= STEPS else max(PROBE, allowed)
+    train(items[:FEW], PROBE)
+    return min(most, max(PROBE, int(SHARE * 60 * recipe.train.minutes * PROBE / (time.perf_counter() - began))))
 
 
 def producing(table: Table, rows: np.ndarray, arrows: Sequence[Arrow], columns: Sequence[str]) -> dict[str, np.ndarray]:
@@ -249,10 +250,12 @@ def show_codecs(folder: Path, codecs: dict[str, Any], told: dict[str, Any], item
 
 
 def resolved(recipe: Recipe, prepared: Prepared) -> Recipe:
-    """The recipe with what preparation decided written in: types, size of the vocabulary."""
-    text = prepared.renderer.text
+    """The recipe with what preparation decided written in: types, size of the vocabulary, steps of the codecs."""
+    text, steps = prepared.renderer.text, prepared.codec_steps
     return replace(
         recipe,
+        image=replace(recipe.image, codec_steps=steps.get("image", recipe.image.codec_steps)),
+        audio=replace(recipe.audio, codec_steps=steps.get("audio", recipe.audio.codec_steps)),
         types={name: kind.name for name, kind in prepared.types.items()},
         text=replace(recipe.text, vocabulary=text.size if text else 0),
     )

@@ -34,7 +34,7 @@ from weft.recipe import Recipe, load, override
 from weft.run import CONFIG, METRICS, Run, replace_text
 from weft.train.card import card
 from weft.train.check import prove
-from weft.train.forecast import Forecast, compile_stacks, forecast
+from weft.train.forecast import Forecast, compile_stacks, forecast, rows_that_fit
 from weft.train.loop import Interrupt, Session, Watcher, loop, restore, save
 from weft.train.machine import describe as describe_machine
 from weft.train.machine import peak_memory, pick_device, pick_dtype
@@ -168,7 +168,7 @@ def begin(run: Run, began: float) -> tuple[Session, Prepared]:
         speak(str(prove(run.recipe, prepared)))
     code_ahead(prepared)
     session = assemble(run, prepared, device)
-    batches = [session.loader.step(number) for number in range(2)]
+    batches = settle(session)
     found, run.recipe = forecast(
         session, batches, spent=time.perf_counter() - began, columns=len(inputs(prepared)), say=speak
     )  # fmt: skip
@@ -177,6 +177,20 @@ def begin(run: Run, began: float) -> tuple[Session, Prepared]:
     run.keep(run.recipe)
     replace_text(run.path / PREPARED, json_module.dumps({"fingerprint": run.table.fingerprint}) + "\n")
     return session, prepared
+
+
+def settle(session: Session) -> list[list[Batch]]:
+    """Decide the size of micro-batches where the recipe leaves it open; returns the batches of the first two steps.
+
+    Pairs of `a <-> b` are not split: their loss is over all of them.
+    """
+    recipe, loader = session.run.recipe, session.loader
+    if not recipe.train.micro and not any(lane.paired for lane in loader.lanes):
+        with_rows = lambda micro: replace(recipe, train=replace(recipe.train, micro=micro))
+        loader.recipe = with_rows(1)
+        fitting = rows_that_fit(session, loader.step(0)[0])
+        session.run.recipe = loader.recipe = with_rows(fitting)
+    return [session.loader.step(number) for number in range(2)]
 
 
 def reopen(run: Run) -> tuple[Session, Prepared]:
