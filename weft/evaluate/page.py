@@ -183,9 +183,7 @@ def samples(facts: Facts) -> str:
         out.append(f'<h3>{arrow_text(arrow)}</h3><div class="samples">{cards}</div>')
     if not out:
         return ""
-    return lead(
-        "Held-out rows, taken in order and not picked. What the model produced stands below what the row says."
-    ) + "".join(out)
+    return lead("Held-out rows in even steps through the split, not picked.") + "".join(out)
 
 
 def sample_card(sample: dict[str, Any], folder: Path) -> str:
