@@ -116,7 +116,7 @@ def _from_array(array: np.ndarray, name: str) -> np.ndarray:
         alpha = array[..., 3:] / 255
         array = array[..., :3] * alpha + WHITE * (1 - alpha)
     array = np.rint(array).astype(np.uint8)
-    return np.ascontiguousarray(np.broadcast_to(array, (*array.shape[:2], 3)))
+    return np.broadcast_to(array, (*array.shape[:2], 3)).copy()  # a broadcast view cannot be written to
 
 
 def _to_bytes(array: np.ndarray, name: str) -> np.ndarray:
