@@ -1,4 +1,4 @@
-"""A small world for the tests: a renderer with every type of column, stand-in codecs, and a model with random weights."""
+"""A small world for tests: a renderer with every type of column, stand-in codecs, a model with random weights."""
 
 from __future__ import annotations
 
@@ -29,11 +29,15 @@ class Codes:
         self.size, self.image, self.settings = size, image, {"size": 8}
 
     def encode(self, items: list) -> list[np.ndarray]:
-        return [np.arange(4) % self.size if self.image else np.arange(len(item) // 4 or 1) % self.size for item in items]
+        return [
+            np.arange(4) % self.size if self.image else np.arange(len(item) // 4 or 1) % self.size for item in items
+        ]
 
     def decode(self, many: list) -> list[np.ndarray]:
         shape = lambda ids: (8, 8, 3) if self.image else (4 * len(ids), 16)
-        fill = lambda ids: np.zeros(shape(ids), np.uint8 if self.image else np.float32) + np.asarray(ids).mean().astype(np.uint8)
+        fill = lambda ids: (
+            np.zeros(shape(ids), np.uint8 if self.image else np.float32) + np.asarray(ids).mean().astype(np.uint8)
+        )
         return [fill(ids) for ids in many]
 
 
@@ -64,9 +68,11 @@ def randomise(model: torch.nn.Module, seed: int = 2) -> torch.nn.Module:
 def make_predictor(family: str = "weft", length: int = 44, labels: dict | None = None, seed: int = 2) -> Predictor:
     renderer = make_renderer()
     stems = {"image": 3 * 64, "audio": 8 * 16}
-    config = make(family, vocab=renderer.vocabulary.size, length=length, dim=32, depth=2, heads=2, stems=stems, labels=labels)
+    config = make(
+        family, vocab=renderer.vocabulary.size, length=length, dim=32, depth=2, heads=2, stems=stems, labels=labels
+    )
     run = SimpleNamespace(renderer=renderer, recipe=Recipe(train=TrainRecipe(length=length)))
     predictor = Predictor.__new__(Predictor)
-    predictor.run, predictor.renderer, predictor.length = run, renderer, length
+    predictor.run, predictor.renderer, predictor.length, predictor.half = run, renderer, length, False
     predictor.model = randomise(build(config, seed=0), seed)
     return predictor

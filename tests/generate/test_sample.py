@@ -78,7 +78,9 @@ def test_a_row_draws_the_same_alone_and_in_any_company() -> None:
     assert not np.array_equal(drawn[2], [Draws([b"c"], seed=4).next()[0] for _ in range(5)]), "the seed must matter"
 
 
-@pytest.mark.parametrize("wrong", [{"temperature": -1}, {"top_p": 0}, {"top_p": 1.1}, {"min_p": 2}, {"top_k": -1}, {"repetition": 0}])
+@pytest.mark.parametrize(
+    "wrong", [{"temperature": -1}, {"top_p": 0}, {"top_p": 1.1}, {"min_p": 2}, {"top_k": -1}, {"repetition": 0}]
+)
 def test_wrong_numbers_are_named(wrong: dict) -> None:
     with pytest.raises(RecipeError, match=next(iter(wrong))):
         Sampling(**wrong)

@@ -59,7 +59,7 @@ class Rows:
 
 @dataclass
 class Describer:
-    """Turns cells into numbers, each distinct cell once. `read(kind, cell)` opens media: (H,W,3) uint8 or (T,M) log-mel."""
+    """Turns cells into numbers, each distinct cell once. `read(kind, cell)` opens media: (H,W,3) or (T,M) log-mel."""
 
     read: Callable[[str, Any], np.ndarray]
     known: dict[Hashable, np.ndarray] = field(default_factory=dict)
@@ -118,7 +118,7 @@ def most_frequent(values: Sequence[Any]) -> Any:
 
 
 def blind(train: Rows, rows: Rows, shown: Sequence[str]) -> list[Any]:
-    """The most frequent training output among training rows that share the columns `shown`; the majority where none does."""
+    """The most frequent output of the training rows that share the columns `shown`; the majority where none does."""
     seen: dict[tuple, list[Any]] = defaultdict(list)
     for record in train.records:
         seen[tuple(record[c] for c in shown)].append(record[train.output])
@@ -128,7 +128,7 @@ def blind(train: Rows, rows: Rows, shown: Sequence[str]) -> list[Any]:
 
 
 def blinds(rows: Rows) -> dict[str, tuple[str, ...]]:
-    """Name of each blind guess -> the columns it is shown. Media are hidden together; without media, each input in turn."""
+    """Name of each blind guess -> the columns it is shown. Media are hidden together; without, each input in turn."""
     media = [c for c in rows.inputs if rows.kind(c) in MEDIA]
     plain = tuple(c for c in rows.inputs if rows.kind(c) not in MEDIA)
     if media and plain:
@@ -148,8 +148,8 @@ def neighbours(train: Rows, rows: Rows, describe: Describer) -> np.ndarray:
 
 
 def support_vectors(train: Rows, rows: Rows, describe: Describer) -> list[Any] | None:
-    """Pictures to few values by a support vector machine with a Gaussian kernel; None where it does not apply, or scikit-learn
-    is not installed."""
+    """Pictures to few values by a support vector machine with a Gaussian kernel; None where it does not apply, or
+    scikit-learn is not installed."""
     if len(rows.inputs) != 1 or rows.kind(rows.inputs[0]) != "image":
         return None
     classes = len(set(train.outputs))

@@ -1,4 +1,4 @@
-"""Two runs beside each other, row by row: the same rows, the same draws of the bootstrap, the difference of each metric."""
+"""Two runs side by side, row by row: the same rows, the same draws of the bootstrap, the difference of each metric."""
 
 from __future__ import annotations
 
@@ -26,14 +26,17 @@ class Comparison(list[dict[str, Any]]):
             for line in self
         ]  # fmt: skip
         widths = [max(len(line[i]) for line in lines) for i in range(len(titles))]
-        return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
+        return "\n".join(
+            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+        )
 
 
 def compare(run: Run | str | Path, other: Run | str | Path, *, split: str = "test", seed: int = 0) -> Comparison:
     """`other - run` for every arrow and metric that both were evaluated on, with 95 % intervals.
 
-    p is two-sided: how often a difference of the other sign would be drawn. Raises RunError where a run was not evaluated,
-    nothing is common, or scores were not measured alike: then it says whether data, prompt, scorer or decoding differ.
+    p is two-sided: how often a difference of the other sign would be drawn. Raises RunError where a run was not
+    evaluated, nothing is common, or scores were not measured alike: it says whether data, prompt, scorer or decoding
+    differ.
     """
     a, b = _open(run), _open(other)
     first, second = _results(a, split), _results(b, split)
@@ -55,9 +58,18 @@ def compare(run: Run | str | Path, other: Run | str | Path, *, split: str = "tes
             d = paired(x.stats, y.stats, x.statistic, seed=seed)
             found.append(
                 {
-                    "arrow": arrow, "split": split, "metric": x.metric, "a": x.value, "b": y.value, "difference": d.value,
-                    "low": d.low, "high": d.high, "p": d.p, "n": d.n, "hash": parts[0].hash,
-                }  # fmt: skip
+                    "arrow": arrow,
+                    "split": split,
+                    "metric": x.metric,
+                    "a": x.value,
+                    "b": y.value,
+                    "difference": d.value,
+                    "low": d.low,
+                    "high": d.high,
+                    "p": d.p,
+                    "n": d.n,
+                    "hash": parts[0].hash,
+                }
             )
     return found
 

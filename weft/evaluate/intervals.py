@@ -39,7 +39,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Difference:
-    """`b - a` on the same rows: interval, and the share of draws on the less likely side of zero, doubled (two-sided)."""
+    """`b - a` on the same rows: interval, and twice the share of draws on the less likely side of zero."""
 
     value: float
     low: float
@@ -64,7 +64,12 @@ def drawn(n: int, draws: int, seed: int) -> Iterator[np.ndarray]:
 
 
 def bootstrap(
-    stats: np.ndarray, statistic: Statistic = ratio, *, draws: int = DRAWS, seed: int = 0, level: float = LEVEL,
+    stats: np.ndarray,
+    statistic: Statistic = ratio,
+    *,
+    draws: int = DRAWS,
+    seed: int = 0,
+    level: float = LEVEL,
 ) -> Interval:
     """The statistic of all rows with its percentile interval.
 
@@ -87,7 +92,13 @@ def bootstrap(
 
 
 def paired(
-    a: np.ndarray, b: np.ndarray, statistic: Statistic = ratio, *, draws: int = DRAWS, seed: int = 0, level: float = LEVEL,
+    a: np.ndarray,
+    b: np.ndarray,
+    statistic: Statistic = ratio,
+    *,
+    draws: int = DRAWS,
+    seed: int = 0,
+    level: float = LEVEL,
 ) -> Difference:
     """The difference `b - a` of two runs on the same rows, both resampled with the same draws. a, b (n,k)."""
     a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
@@ -95,7 +106,8 @@ def paired(
         raise ValueError(f"paired comparison needs the same rows on both sides, got {a.shape} and {b.shape}")
     n = len(a)
     if n == 0:
-        return Difference(*[float("nan")] * 4, 0)
+        nothing = float("nan")
+        return Difference(nothing, nothing, nothing, nothing, 0)
     value = float(statistic(b.sum(0)) - statistic(a.sum(0)))
     values = np.concatenate([statistic(c @ b) - statistic(c @ a) for c in drawn(n, draws, seed)])
     tail = (1 - level) / 2

@@ -1,10 +1,10 @@
-"""Who judges what a run draws and says: small networks trained on the run's own real training rows, and kept in the run.
+"""Who judges what a run draws and says: small networks trained on its own real training rows, and kept in the run.
 
-    arrow               judge            what counts                                   trained on
-    caption -> image    ImageJudge       read exactly as the caption asked for         (image, caption) of the training rows
-    text -> speech      SpeechJudge      word error of what is heard                   every recording with its text
+arrow               judge            what counts                                   trained on
+caption -> image    ImageJudge       read exactly as the caption asked for         (image, caption) of the training rows
+text -> speech      SpeechJudge      word error of what is heard                   every recording with its text
 
-    judges/image-<column>.safetensors + .json    with a hash of the rows it was trained on: another hash trains it again
+judges/image-<column>.safetensors + .json    with a hash of the rows it was trained on: another hash trains it again
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def readable(arrow: Arrow, types: Mapping[str, ColumnType]) -> bool:
 
 
 def recordings(arrows: Sequence[Arrow], types: Mapping[str, ColumnType]) -> list[tuple[str, str]]:
-    """(audio column, text column) of every arrow that says of a recording what is said in it, or the other way around."""
+    """(audio column, text column) of every arrow between a recording and what is said in it, whichever way."""
     found = []
     for arrow in arrows:
         if arrow.kind == "produce" and len(arrow.inputs) == 1:
@@ -71,7 +71,7 @@ class Judges:
         self.seconds: dict[str, float] = {}  # what training took, by name, in this process
 
     def image(self, arrow: Arrow) -> tuple[ImageJudge, str] | None:
-        """The judge of an arrow `... -> image` and the hash of what it was trained on; None where readings are too many."""
+        """The judge of an arrow `... -> image`, the hash of its training rows; None where readings are too many."""
         records = [self.table.row(i) for i in self.rows if self._covered(i, arrow.columns)]
         readings = [reading(record, arrow) for record in records]
         if not 2 <= len(set(readings)) <= READINGS:

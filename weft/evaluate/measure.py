@@ -1,11 +1,11 @@
 """How one arrow is measured, by the kind of what it produces.
 
-    label, text     produced values against the row's; guesses of baselines.py; the model with its pictures exchanged
-    image, audio    what a judge reads or hears; real items and real items through the codes as ceilings; random codes, and the
-                    item of the nearest training row, beside
-    -> column       nats of the row's own tokens; an n-gram model
-    ~text           share of hidden tokens found
-    a <-> b         rank of the partner
+label, text     produced values against the row's; guesses of baselines.py; the model with its pictures exchanged
+image, audio    what a judge reads or hears; real items, plain and through the codes, as ceilings;
+                random codes and the item of the nearest training row beside
+-> column       nats of the row's own tokens; an n-gram model
+~text           share of hidden tokens found
+a <-> b         rank of the partner
 """
 
 from __future__ import annotations
@@ -63,7 +63,9 @@ class Bench:
         self.types, self.arrows = self.renderer.columns, self.renderer.arrows
         self.seed = self.run.recipe.seed
         self.describe = Describer(self.read)
-        self.judges = Judges(self.run.path / "judges", self.table, self._of("train"), self.read, seed=self.seed)
+        self.judges = Judges(
+            self.run.path / "judges", self.table, self._of("train").tolist(), self.read, seed=self.seed
+        )
 
     def _of(self, split: str) -> np.ndarray:
         return np.flatnonzero(np.asarray(self.run.split) == split)
@@ -129,7 +131,10 @@ class Bench:
 
     def _parts(self, arrow: Arrow, rows: np.ndarray, kind: str) -> Parts:
         cells = [content(self.table.column(c)[int(i)]) for c in arrow.columns for i in rows]
-        prompt = [arrow.task, *(f"{c} {self.types[c].name} {getattr(self.types[c], 'values', '')}" for c in arrow.columns)]
+        prompt = [
+            arrow.task,
+            *(f"{c} {self.types[c].name} {getattr(self.types[c], 'values', '')}" for c in arrow.columns),
+        ]
         decoding = "teacher-forced" if kind in ("model", "fill", "align") else repr(Sampling())
         return Parts(digest(cells), digest(prompt), digest([f"{kind} {VERSION}"]), digest([decoding]))
 
@@ -142,7 +147,9 @@ class Bench:
         answers = self.predictor.produce(number, here.records, rows=[int(i) for i in rows])
         cut = sum(not answer.finished for answer in answers)
         if cut:
-            measured.notes.append(f"{cut} of {len(rows)} answers were cut at the context of {self.predictor.length} tokens")
+            measured.notes.append(
+                f"{cut} of {len(rows)} answers were cut at the context of {self.predictor.length} tokens"
+            )
         measured.lines = self._lines(rows, expected, [answer.value for answer in answers])
         measured.produced = [(i, answers[i].value) for i in chosen(len(rows))]
         for name, guess in baselines.guesses(self.training(number), here, self.describe).items():
@@ -192,13 +199,16 @@ class Bench:
         def lines(items: Sequence[np.ndarray], which: Sequence[int]) -> list[dict[str, Any]]:
             found = judged(items)
             return [
-                {"row": int(rows[i]), "expected": wanted[i], field_of: said} for i, said in zip(which, found, strict=True)
+                {"row": int(rows[i]), "expected": wanted[i], field_of: said}
+                for i, said in zip(which, found, strict=True)
             ]
 
         everything = range(len(rows))
         measured.lines = lines([self._heard(kind, answer.value) for answer in answers], everything)
         measured.baselines[f"real {_plural(kind)}"] = lines([self.read(kind, cell) for cell in cells], everything)
-        measured.baselines["real, through the codes"] = lines([self._again(kind, item) for item in coded], range(len(real)))
+        measured.baselines["real, through the codes"] = lines(
+            [self._again(kind, item) for item in coded], range(len(real))
+        )
         train = self.training(number)
         nearest = baselines.neighbours(train, here, self.describe)
         items = [self.read(kind, train.records[i][arrow.output]) for i in nearest]
@@ -258,7 +268,7 @@ class Bench:
         """Pictures of codes drawn uniformly."""
         legal = self.renderer.legal(column)
         ids = np.flatnonzero(legal.mask)
-        drawn = np.random.default_rng(self.seed).choice(ids, (count, legal.count))
+        drawn = np.random.default_rng(self.seed).choice(ids, (count, legal.count or 1))
         return self.renderer.values(column, list(drawn))
 
     # ------------------------------------------------------------------------------------------------ the others
@@ -267,25 +277,20 @@ class Bench:
         column = self.arrows[number].output
         values = [record[column] for record in self.records(rows, (column,))]
         written = [len(str(v).encode()) if self.types[column].name == "text" else 0 for v in values]
-        found = self._taught(number, rows)
+        found = teach(self.predictor, rows.tolist(), number)
         measured.lines = _modelled_lines(rows, found[:, 0], found[:, 2], written)
         ids = [self._ids(number, int(row)) for row in self.rows(number, TEXTS, "train")]
         counted = NGram(ids, self.renderer.vocabulary.size)
         nats = np.array([counted.nats(self._ids(number, int(row))) for row in rows])
         measured.baselines["3-gram (Kneser-Ney)"] = _modelled_lines(rows, nats, found[:, 2], written)
 
-    def _taught(self, number: int, rows: np.ndarray) -> np.ndarray:
-        return teach(
-            self.predictor.model, self.renderer, self.table, rows, arrow=number, length=self.predictor.length, seed=self.seed
-        )
-
-    def _ids(self, number: int, row: int) -> np.ndarray:
+    def _ids(self, number: int, row: int) -> list[int]:
         """The trained ids of a row."""
         sample = self.renderer.render(self.table.row(row), number, row=row)
-        return np.concatenate([span.ids for span in sample.spans if span.loss])
+        return np.concatenate([span.ids for span in sample.spans if span.loss and span.ids is not None]).tolist()
 
     def _filled(self, number: int, rows: np.ndarray, measured: Measured) -> None:
-        found = self._taught(number, rows)
+        found = teach(self.predictor, rows.tolist(), number)
         pairs = zip(rows, found.tolist(), strict=True)
         measured.lines = [{"row": int(row), "right": right, "hidden": hidden} for row, (_, right, hidden) in pairs]
 

@@ -1,7 +1,7 @@
-"""Metrics by the type of what an arrow produces. Each returns what every row contributes, so that intervals are cheap.
+"""Metrics by the type of what an arrow produces. Each keeps what every row contributes, so that intervals are cheap.
 
-    label   accuracy, macro F1, precision, recall             text    exact match, token F1, word error, character error,
-    model   bits per byte                                             BLEU, chrF
+    label   accuracy, macro F1, precision, recall        text    exact match, token F1, word error, character error,
+    model   bits per byte                                        BLEU, chrF
     align   recall@1, recall@5, mean reciprocal rank          judge   share read as asked (images), word error (speech)
 
 Shape letters:  n rows  C classes  k numbers a row contributes
@@ -106,8 +106,8 @@ _HAN = re.compile("([\u3400-\u4dbf\u4e00-\u9fff])")
 
 
 def words(value: str) -> list[str]:
-    """Lower-cased words without punctuation, each Chinese character a word: what word error, token F1 and the speech judge
-    compare."""
+    """Lower-cased words without punctuation, each Chinese character a word: what word error, token F1 and the speech
+    judge compare."""
     return _HAN.sub(r" \1 ", value.lower().translate(_PUNCTUATION)).split()
 
 
@@ -165,7 +165,7 @@ def bleu(expected: Sequence[str], produced: Sequence[str]) -> Score:
 
 
 def _bleu(sums: np.ndarray) -> np.ndarray:
-    """(..., 10) lengths, matched and possible n-grams -> (...), with sacrebleu's exponential smoothing of zero matches."""
+    """(..., 10) lengths, matched and possible n-grams -> (...), zero matches smoothed as sacrebleu's `exp`."""
     length, reference, match, total = sums[..., 0], sums[..., 1], sums[..., 2:6], sums[..., 6:10]
     zero = (match == 0) & (total > 0)
     smooth = np.where(zero, 0.5 ** np.cumsum(zero, -1), match)
@@ -217,7 +217,7 @@ def _missing(metric: str, library: str, higher: bool = True) -> Score:
 
 
 def bits_per_byte(nats: Sequence[float] | np.ndarray, texts: Sequence[str]) -> Score:
-    """Cross entropy summed per row, in nats (n,), over the UTF-8 bytes of the row's text: comparable across tokenizers."""
+    """Nats summed per row (n,), as bits over the UTF-8 bytes of the row's text: comparable across tokenizers."""
     bits = np.asarray(nats, dtype=np.float64) / np.log(2)
     return Score("bits per byte", np.stack([bits, [len(t.encode()) for t in texts]], -1), higher=False)
 
@@ -225,7 +225,7 @@ def bits_per_byte(nats: Sequence[float] | np.ndarray, texts: Sequence[str]) -> S
 def ranks(left: np.ndarray, right: np.ndarray, same: Sequence[Hashable]) -> np.ndarray:
     """(n,) place, from 1, at which each left item finds its partner among the n right ones. Ties rank last.
 
-    left, right (n,E) unit vectors; `same` (n,) names the right items, so that of equal captions any copy counts as found.
+    left, right (n,E) unit vectors; `same` (n,) names the right items: of equal captions any copy counts as found.
     """
     similarity = left @ right.T  # (n,E) x (E,n) -> (n,n)
     names = np.unique(np.array([repr(s) for s in same]), return_inverse=True)[1]

@@ -1,7 +1,7 @@
-"""The language model that a language model must beat: words counted, interpolated modified Kneser-Ney of order 3.
+"""The language model that a language model must beat: counted tokens, interpolated modified Kneser-Ney of order 3.
 
-Chen & Goodman 1999, "An empirical study of smoothing techniques for language modeling". Tokens are the run's own, so that
-its bits per byte stand beside the model's.
+Chen & Goodman 1999, "An empirical study of smoothing techniques for language modeling". Tokens are the run's own, so
+that its bits per byte stand beside the model's.
 
 Shape letters:  L tokens of a text  V vocabulary
 """
@@ -18,7 +18,7 @@ START = -1  # stands before a text
 class NGram:
     """Interpolated Kneser-Ney over token ids; `nats` scores a text.
 
-    tables[k]  context of k tokens -> Counter of the tokens that follow: real counts at the highest order, and at the lower
+    tables[k]  context of k tokens -> Counter of the tokens that follow: real counts at the highest order, and at lower
                ones of how many different tokens a continuation was seen after
     """
 
@@ -30,7 +30,7 @@ class NGram:
             for end in range(order - 1, len(ids)):
                 self.tables[-1][tuple(ids[end - order + 1 : end])][ids[end]] += 1
         for k in range(order - 2, -1, -1):
-            seen = {(context[1:], token) + (context[0],) for context, row in self.tables[k + 1].items() for token in row}
+            seen = {(context[1:], token, context[0]) for context, row in self.tables[k + 1].items() for token in row}
             for context, token, _ in seen:
                 self.tables[k][context][token] += 1
         self.discounts = [_discounts(table.values()) for table in self.tables]
@@ -58,10 +58,11 @@ class NGram:
 
 
 def _discounts(rows: Iterable[Counter[int]]) -> tuple[float, float, float, float]:
-    """What is taken from counts of 0, 1, 2, and 3 or more (Chen & Goodman 1999, equation 17), kept in sensible bounds."""
+    """What is taken from counts of 0, 1, 2, and 3 or more (Chen & Goodman 1999, equation 17), within bounds."""
     many = Counter(min(count, 4) for row in rows for count in row.values())
     if not many[1] or not many[2]:
         return (0.0, 0.5, 0.75, 0.75)
     y = many[1] / (many[1] + 2 * many[2])
     raw = [n - (n + 1) * y * many[n + 1] / many[n] if many[n] else n * 0.75 for n in (1, 2, 3)]
-    return (0.0, *(min(max(value, 0.05), n - 0.05) for n, value in zip((1, 2, 3), raw, strict=True)))
+    one, two, three = (min(max(value, 0.05), n - 0.05) for n, value in zip((1, 2, 3), raw, strict=True))
+    return (0.0, one, two, three)

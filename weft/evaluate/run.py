@@ -1,8 +1,8 @@
 """`weft eval`: every arrow of a run on held-out rows, with intervals, beside baselines on the same rows.
 
-    rows of the split --Predictor--> values --+-- lines --scores--> value, interval      results.json
-                                              |     '-- predictions/<arrow>.<split>.jsonl
-    training rows --baselines, judges---------'
+rows of the split --Predictor--> values --+-- lines --scores--> value, interval      results.json
+                                          |     '-- predictions/<arrow>.<split>.jsonl
+training rows --baselines, judges---------'
 """
 
 from __future__ import annotations
@@ -34,13 +34,16 @@ def evaluate(
 
     arrows  only these; None: all
     limit   at most so many rows per arrow, drawn with the run's seed; None: all
-    judge   train the judges of pictures and speech where the run has none yet; False: measure those arrows by their codecs only
+    judge   train the judges of pictures and speech where the run has none yet; False: measure those arrows by their
+            codecs only
     model   instead of the run's saved weights
     say     told what is found as it is found; None: printed to stderr
 
     Returns one dict per metric, each arrow's headline metric first: {arrow, split, metric, value, low, high, n, hash,
-    baselines, kind, parts, note}. `baselines` are {name: value} by the same metric on the same rows. Raises ArrowError for an
-    arrow that the run does not have, RunError for a run without weights, DataError where the split has no row for any arrow.
+    baselines, kind, parts, note}. `baselines` are {name: value} by the same metric on the same rows.
+
+    Raises ArrowError for an arrow that the run does not have, RunError for a run without weights, DataError where the
+    split has no row for any arrow.
     """
     run = run if isinstance(run, Run) else Run.open(run)
     say = say or (lambda text: print(text, file=sys.stderr, flush=True))
@@ -64,7 +67,9 @@ def evaluate(
         bench.show(samples, number, measured)
         say(told(found[0], time.perf_counter() - start))
     if not results:
-        raise DataError(f"No row of the split {split!r} has all the columns of {'; '.join(map(str, predictor.renderer.arrows))}.")
+        raise DataError(
+            f"No row of the split {split!r} has all the columns of {'; '.join(map(str, predictor.renderer.arrows))}."
+        )
     samples.write([result["arrow"] for result in results])
     store(run.path, split, results)
     return results
@@ -86,11 +91,18 @@ def lines_of(arrow: str, split: str, measured: Measured) -> list[dict[str, Any]]
         baselines = {name: known[score.metric].value for name, known in others.items() if score.metric in known}
         found.append(
             {
-                "arrow": arrow, "split": split, "metric": score.metric, "value": interval.value, "low": interval.low,
-                "high": interval.high, "n": interval.n, "hash": measured.parts.hash,
+                "arrow": arrow,
+                "split": split,
+                "metric": score.metric,
+                "value": interval.value,
+                "low": interval.low,
+                "high": interval.high,
+                "n": interval.n,
+                "hash": measured.parts.hash,
                 "baselines": baselines | measured.chance.get(score.metric, {}),
-                "kind": measured.kind, "parts": asdict(measured.parts),
-            }  # fmt: skip
+                "kind": measured.kind,
+                "parts": asdict(measured.parts),
+            }
         )
     if not found:
         raise RunError(f"'{arrow}' could not be measured. {'; '.join(notes)}")
@@ -123,5 +135,3 @@ def store(folder: Path, split: str, results: list[dict[str, Any]]) -> None:
     fresh = {result["arrow"] for result in results}
     kept = [line for line in before if line["split"] != split or line["arrow"] not in fresh]
     replace_text(path, json.dumps(kept + results, indent=1, ensure_ascii=False))
-
-

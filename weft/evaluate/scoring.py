@@ -1,13 +1,13 @@
 """From lines (one per row, as they stand in predictions/*.jsonl) to scores, and what makes two scores comparable.
 
-    kind    a line's fields beside `row`
-    label   expected, produced
-    text    expected, produced
-    image   expected, read        what was asked for, what the judge reads
-    audio   expected, heard       what should be said, what the judge hears
-    model   nats, tokens, bytes   of a column modelled from its beginning; bytes 0: not text
-    fill    right, hidden         hidden tokens
-    align   rank                  of the right partner among all rows
+kind    a line's fields beside `row`
+label   expected, produced
+text    expected, produced
+image   expected, read        what was asked for, what the judge reads
+audio   expected, heard       what should be said, what the judge hears
+model   nats, tokens, bytes   of a column modelled from its beginning; bytes 0: not text
+fill    right, hidden         hidden tokens
+align   rank                  of the right partner among all rows
 """
 
 from __future__ import annotations
@@ -89,7 +89,9 @@ class Parts:
         differ = [name for name in said if getattr(self, name) != getattr(other, name)]
         if differ:
             why = "; ".join(f"{name}: {said[name]}" for name in differ)
-            raise RunError(f"The scores of '{arrow}' cannot be compared. {why}. Evaluate both runs alike, with `weft eval`.")
+            raise RunError(
+                f"The scores of '{arrow}' cannot be compared. {why}. Evaluate both runs alike, with `weft eval`."
+            )
 
 
 def digest(parts: Iterable[str | bytes]) -> str:

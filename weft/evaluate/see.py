@@ -1,8 +1,8 @@
 """The image judge: a small network that reads what a picture shows, trained on real pictures only.
 
-It knows nothing of the model that it judges: its own convolutions, its own training, real training rows. A drawing counts
-when the judge reads exactly what was asked for, among everything that the training rows ask for. Its error on real
-held-out pictures is printed beside, since no drawing can be judged better than that.
+It knows nothing of the model that it judges: its own convolutions, its own training, real training rows. A drawing
+counts when the judge reads exactly what was asked for, among everything that the training rows ask for. Its accuracy on
+real held-out pictures is printed beside, since no drawing can be judged better than that.
 
 Shape letters:  N pictures  S side in pixels  C channels  K readings it tells apart
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,7 @@ class Net(nn.Module):
         channels = (3, *widths)
         self.convs = nn.ModuleList(
             nn.Conv2d(a, b, 3, stride=2 if i < 3 else 1, padding=1, bias=False)
-            for i, (a, b) in enumerate(zip(channels, channels[1:], strict=False))
+            for i, (a, b) in enumerate(pairwise(channels))
         )
         self.norms = nn.ModuleList(nn.BatchNorm2d(width) for width in widths)
         self.out = nn.Linear(2 * widths[-1], readings)
@@ -57,9 +58,15 @@ class ImageJudge:
 
     @classmethod
     def train(
-        cls, images: Sequence[np.ndarray], readings: Sequence[str], *, side: int = 64, seed: int = 0, steps: int = STEPS,
+        cls,
+        images: Sequence[np.ndarray],
+        readings: Sequence[str],
+        *,
+        side: int = 64,
+        seed: int = 0,
+        steps: int = STEPS,
         progress: Progress | None = None,
-    ) -> ImageJudge:  # fmt: skip
+    ) -> ImageJudge:
         """images: uint8 (H,W,3), real ones; readings: what each shows. The same arguments give the same weights."""
         names = tuple(sorted(set(readings)))
         number = {name: i for i, name in enumerate(names)}
@@ -67,7 +74,7 @@ class ImageJudge:
         y = torch.tensor([number[reading] for reading in readings])
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            net = Net(len(names)).to(memory_format=torch.channels_last)
+            net = _net(len(names))
         generator = torch.Generator().manual_seed(seed)
         optimizer = torch.optim.AdamW(net.parameters(), lr=RATE, weight_decay=0.01)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, steps, pct_start=0.15)
@@ -102,9 +109,16 @@ class ImageJudge:
 
     @classmethod
     def restore(cls, tensors: dict[str, Tensor], facts: dict[str, Any]) -> ImageJudge:
-        net = Net(len(facts["readings"])).to(memory_format=torch.channels_last)
+        net = _net(len(facts["readings"]))
         net.load_state_dict(tensors)
         return cls(tuple(facts["readings"]), facts["side"], net.eval())
+
+
+def _net(readings: int) -> Net:
+    """Its weights in the order of memory that convolutions on a CPU are quickest in."""
+    net = Net(readings)
+    net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    return net
 
 
 def stacked(images: Sequence[np.ndarray], side: int) -> Tensor:
@@ -118,8 +132,8 @@ def scaled(x: Tensor) -> Tensor:
 
 
 def disturbed(x: Tensor, generator: torch.Generator, most: int) -> Tensor:
-    """Moved by up to `most` pixels, with a little noise, and half of them blurred a little: codes blur, real pictures do not,
-    and a picture's subject is not in its sharpness."""
+    """Moved by up to `most` pixels, with a little noise, and half of them blurred a little: codes blur, real pictures
+    do not, and what a picture shows is not in its sharpness."""
     right, down = torch.randint(0, 2 * most + 1, (2,), generator=generator).tolist()
     side = x.shape[-1]
     moved = F.pad(x, (most,) * 4, mode="replicate")[:, :, down : down + side, right : right + side]

@@ -1,6 +1,6 @@
 """Samples for the report: what went in, what the row says, what the model produced, with pictures and sounds as files.
 
-    samples/index.json   [{arrow, inputs: {column: text or file}, expected, produced}]
+samples/index.json   [{arrow, inputs: {column: text or file}, expected, produced}]
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ class Samples:
         self.folder = folder
         self.found: list[dict[str, Any]] = []
 
-    def add(self, arrow: str, cells: Mapping[str, tuple[str, Any]], expected: tuple[str, Any], produced: tuple[str, Any]) -> None:
+    def add(
+        self, arrow: str, cells: Mapping[str, tuple[str, Any]], expected: tuple[str, Any], produced: tuple[str, Any]
+    ) -> None:
         """One row: each value with the type of its column. Media values: a cell, an array or a waveform."""
         self.folder.mkdir(parents=True, exist_ok=True)
         name = f"{slug(arrow)}-{len(self.found)}"
@@ -57,7 +59,9 @@ class Samples:
             from weft.modalities.audio import RATE, open_audio, to_wav
 
             wave = value if isinstance(value, np.ndarray) else open_audio(value)
-            wave = wave if len(wave) else np.zeros(RATE // 10, np.float32)  # nothing was said: a file must hold something
+            wave = (
+                wave if len(wave) else np.zeros(RATE // 10, np.float32)
+            )  # nothing was said: a file must hold something
             path, content = self.folder / f"{name}.wav", to_wav(wave)
         else:
             return str(value)

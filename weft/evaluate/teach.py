@@ -6,7 +6,6 @@ Shape letters:  B rows  T tokens  m trained tokens
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,28 +14,30 @@ import torch.nn.functional as F
 from weft.data import pack
 from weft.data.assemble import Assembler, Skips
 from weft.data.pack import Document
-from weft.data.plan import Doc, Lane
-from weft.data.sources import Table
+from weft.data.plan import Doc
+from weft.generate.decode import precision
+from weft.generate.predict import Predictor
 
 TOKENS = 16_384
 
 
 @torch.no_grad()
-def teach(model: Any, renderer: Any, table: Table, rows: Sequence[int], *, arrow: int, length: int, seed: int = 0) -> np.ndarray:
+def teach(predictor: Predictor, rows: Sequence[int], arrow: int) -> np.ndarray:
     """(n,3) per row: nats summed over its trained tokens, how many of them the model has right, how many there are.
 
-    Rows longer than `length` are scored in windows, as they are trained in.
+    Rows longer than the context are scored in windows, as they are trained in.
     """
+    model, renderer, length = predictor.model, predictor.renderer, predictor.length
+    table, recipe = predictor.run.table, predictor.run.recipe
     objective = {"encoder": "masked", "encoder-decoder": "seq2seq"}.get(model.kind, "next")
-    lane = Lane(objective, "language", (arrow,))
-    skips = Skips(len(table), 1.0)
-    maker = Assembler(table, renderer, arrows=renderer.arrows, skips=skips, seed=seed, budget=0)
+    maker = Assembler(table, renderer, arrows=renderer.arrows, skips=Skips(len(table), 1.0), recipe=recipe, budget=0)
+    two = objective == "seq2seq"
     found = np.zeros((len(rows), 3))
     batch: list[tuple[int, Document, Document]] = []
 
     def flush() -> None:
         if batch:
-            _score(model, batch, found, two=lane.streams == 2)
+            _score(predictor, batch, found, two=two)
             batch.clear()
 
     for number, row in enumerate(rows):
@@ -45,7 +46,10 @@ def teach(model: Any, renderer: Any, table: Table, rows: Sequence[int], *, arrow
             whole = total <= length
             doc = Doc((number,), 0) if whole else Doc((number,), 0, start, min(start + length, total))
             pair = [(int(row), arrow)]
-            first, second = maker.two(pair, doc, lane) if lane.streams == 2 else (getattr(maker, objective)(pair, doc), [])
+            if two:
+                first, second = maker.two(pair, doc, None, objective)
+            else:
+                first, second = getattr(maker, objective)(pair, doc, None), []
             if first:
                 batch.append((number, first, second))
             if len(batch) * min(length, total) >= TOKENS:
@@ -54,15 +58,16 @@ def teach(model: Any, renderer: Any, table: Table, rows: Sequence[int], *, arrow
     return found
 
 
-def _score(model: Any, batch: list[tuple[int, Document, Document]], found: np.ndarray, *, two: bool) -> None:
+def _score(predictor: Predictor, batch: list[tuple[int, Document, Document]], found: np.ndarray, *, two: bool) -> None:
     """Add what a batch of documents scores to the rows they belong to; one document per row of the batch."""
-    device = next(model.parameters()).device
+    model, device = predictor.model, predictor.device
     stream = _rows([document for _, document, _ in batch])
     source = _rows([document for _, _, document in batch]).tokens.to(device) if two else None
-    hidden = model.hidden(stream.tokens.to(device), source)
     at = (stream.targets != pack.UNTRAINED).nonzero()  # (m,2)
     targets = stream.targets[at[:, 0], at[:, 1]].to(device)
-    logits = model.logits(hidden[at[:, 0].to(device), at[:, 1].to(device)]).float()  # (m,D) -> (m,V)
+    with precision(device, predictor.half):
+        hidden = model.hidden(stream.tokens.to(device), source)
+        logits = model.logits(hidden[at[:, 0].to(device), at[:, 1].to(device)]).float()  # (m,D) -> (m,V)
     nats = F.cross_entropy(logits, targets, reduction="none").cpu().double().numpy()
     right = (logits.argmax(-1) == targets).cpu().numpy()
     numbers = np.array([number for number, _, _ in batch])[at[:, 0].numpy()]

@@ -12,7 +12,7 @@ Shape letters:  B rows  V vocabulary  L tokens produced
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,7 @@ NONE = -1  # stands where a row produced nothing any more
 
 @dataclass(frozen=True, eq=False)
 class Rule:
-    """What may be produced: legal (V,) bool; exactly `count` tokens, or until `end` or until prompt and answer fill `context`."""
+    """What may be produced: legal (V,) bool; exactly `count` tokens, or until `end` or the `context` is full."""
 
     legal: Tensor
     count: int | None
@@ -39,13 +39,13 @@ class Rule:
 
     @staticmethod
     def of(renderer: Any, column: str, context: int, longest: int) -> Rule:
-        """The rule of a column's type, after prompts of at most `longest` tokens. Raises WeftError if there is no room."""
+        """The rule of a column's type, after prompts of at most `longest` tokens. Raises WeftError without room."""
         legal = renderer.legal(column)
         need = legal.count or 1
         if longest + need > context:
             raise WeftError(
-                f"{column} takes {need} tokens or more, and after a prompt of {longest} the context of {context} has room for "
-                f"{max(context - longest, 0)}. Give a shorter input, or train with a larger train.length."
+                f"{column} takes {need} tokens or more, and after a prompt of {longest} the context of {context} has "
+                f"room for {max(context - longest, 0)}. Give a shorter input, or train with a larger train.length."
             )
         return Rule(torch.from_numpy(np.array(legal.mask, dtype=bool)), legal.count, legal.end, context)
 
@@ -57,27 +57,34 @@ class Rule:
 
 @torch.no_grad()
 def steps(
-    model: Model, prompts: Prompts, rule: Rule, sampling: Sampling | None = None, draws: Draws | None = None, *,
+    model: Model,
+    prompts: Prompts,
+    rule: Rule,
+    sampling: Sampling | None = None,
+    draws: Draws | None = None,
+    *,
     cached: bool = True,
+    half: bool = False,
 ) -> Iterator[Tensor]:
     """Yield (B,) int64 ids per step, on the CPU, NONE for rows that are done; ends when all are.
 
     cached  False computes every step from the whole row again: slow, and equal (what `weft check` proves)
+    half    products in bfloat16; then rows are independent of their company only up to rounding
     """
     sampling = sampling or Sampling()
     device = next(model.parameters()).device
     prompts, legal = prompts.to(device), rule.legal.to(device)
-    source = None if prompts.source is None else model.encode(prompts.source)
     cache = model.cache("growing") if cached else None
     alive = torch.arange(len(prompts.last), device=device)  # row of the batch -> row of the prompts
     done = torch.zeros(len(alive), dtype=torch.bool, device=device)
-    hidden = model.hidden(prompts.tokens, source, cache)
-    hidden = hidden[alive, prompts.last]  # (B,T,D) -> (B,D)
+    with precision(device, half):
+        source = None if prompts.source is None else model.encode(prompts.source)
+        logits = model.logits(model.hidden(prompts.tokens, source, cache)[alive, prompts.last])  # (B,T,D) -> (B,V)
     produced = torch.empty(len(alive), 0, dtype=torch.int64, device=device)
     stream = prompts.tokens
     for step in range(rule.count or rule.context):
         uniform = None if sampling.greedy or draws is None else draws.next()[alive.cpu().numpy()]
-        ids = choose(model.logits(hidden), sampling, uniform, legal=legal, produced=produced)  # (B,D) -> (B,)
+        ids = choose(logits, sampling, uniform, legal=legal, produced=produced)  # (B,V) -> (B,)
         ids = ids.masked_fill(done, NONE)
         out = torch.full((len(prompts.last),), NONE, dtype=torch.int64)
         out[alive.cpu()] = ids.cpu()
@@ -86,46 +93,56 @@ def steps(
         done |= rule.over(ids, prompts.last[alive] + step + 2)
         if step + 1 == rule.count or bool(done.all()):
             return
-        if cached and 2 * int(done.sum()) > len(done):
+        if cache is not None and 2 * int(done.sum()) > len(done):
             keep = (~done).nonzero()[:, 0]
             cache.select(keep)
             source = None if source is None else source.select(keep)
             alive, done, ids, produced = alive[keep], done[keep], ids[keep], produced[keep]
         column = _column(ids.clamp_min(0), prompts.place[alive] + step)
-        if cached:
-            hidden = model.hidden(column, source, cache)[:, -1]
-        else:
-            stream = _append(stream, column)
-            hidden = model.hidden(stream, source)[:, -1]
+        stream = column if cached else _append(stream, column)
+        with precision(device, half):
+            logits = model.logits(model.hidden(stream, source, cache)[:, -1])
+
+
+def precision(device: torch.device, half: bool) -> torch.autocast:
+    """Weights and sums stay float32; products are of bfloat16 if `half`."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=half)
 
 
 def _column(ids: Tensor, place: Tensor) -> Tokens:
     """One new token per row: ids (B,), position (B,) on every axis."""
     return Tokens(
-        ids[:, None], document=torch.ones(len(ids), 1, dtype=torch.int32, device=ids.device),
+        ids[:, None],
+        document=torch.ones(len(ids), 1, dtype=torch.int32, device=ids.device),
         positions=place.float()[:, None, None].expand(-1, 1, 3),
-    )  # fmt: skip
+    )
 
 
 def _append(tokens: Tokens, column: Tokens) -> Tokens:
     """The stream with one more column; media keep their places, which are counted in the flattened tokens."""
-    rows, length = tokens.ids.shape
-    zeros = torch.zeros_like(column.document)
-    plain = lambda t: torch.zeros(rows, length, dtype=torch.int32, device=tokens.ids.device) if t is None else t
-    media = tuple(type(m)(m.kind, m.values, m.at + m.at // length) for m in tokens.media)
-    return Tokens(
-        torch.cat((tokens.ids, column.ids), 1), torch.cat((tokens.document, column.document), 1),
-        torch.cat((plain(tokens.branch), zeros), 1), torch.cat((plain(tokens.span), zeros), 1),
-        torch.cat((tokens.positions, column.positions), 1), media,
-    )  # fmt: skip
+    length = tokens.ids.shape[1]
+
+    def joined(name: str) -> Tensor:
+        left, right = getattr(tokens, name), getattr(column, name)
+        return torch.cat((left, torch.zeros_like(left[:, :1]) if right is None else right), 1)
+
+    names = ("ids", "document", "branch", "span", "positions")
+    media = tuple(replace(m, at=m.at + m.at // length) for m in tokens.media)
+    return Tokens(**{name: joined(name) for name in names}, media=media)
 
 
 def decode(
-    model: Model, prompts: Prompts, rule: Rule, sampling: Sampling | None = None, draws: Draws | None = None, *,
+    model: Model,
+    prompts: Prompts,
+    rule: Rule,
+    sampling: Sampling | None = None,
+    draws: Draws | None = None,
+    *,
     cached: bool = True,
+    half: bool = False,
 ) -> list[np.ndarray]:
     """All steps: the ids of each row, its `end` included if it came. One int64 array per row."""
-    columns = list(steps(model, prompts, rule, sampling, draws, cached=cached))
+    columns = list(steps(model, prompts, rule, sampling, draws, cached=cached, half=half))
     table = torch.stack(columns, 1).numpy()  # (B,L)
     return [row[row != NONE] for row in table]
 

@@ -20,7 +20,7 @@ import torch
 
 from weft.arrows.sample import Sample
 from weft.errors import ArrowError, DataError, WeftError, nearest
-from weft.generate.decode import Rule, decode, finished, steps
+from weft.generate.decode import Rule, decode, finished, precision, steps
 from weft.generate.prompt import begun, identity, lay, shared
 from weft.generate.sample import Draws, Sampling, choose
 from weft.run import Run
@@ -49,12 +49,15 @@ class Predictor:
         self.renderer = self.run.renderer
         self.model = model if model is not None else self.run.model(device or best_device())
         self.length = self.run.recipe.train.length
+        self.half = self.run.recipe.train.options.dtype == "bfloat16"  # as it was trained
 
     def find(self, arrow: str | int) -> int:
         """The number of an arrow. Raises ArrowError for one that the run does not have."""
         return arrow if isinstance(arrow, int) else self.renderer.index(arrow)
 
-    def prompts(self, arrow: int, records: Sequence[Mapping[str, Any]], rows: Sequence[int] | None = None) -> list[Sample]:
+    def prompts(
+        self, arrow: int, records: Sequence[Mapping[str, Any]], rows: Sequence[int] | None = None
+    ) -> list[Sample]:
         """Rendered up to where the model takes over. Raises DataError naming the record and the column."""
         parsed = self.renderer.arrows[arrow]
         self._check(arrow, records)
@@ -77,11 +80,18 @@ class Predictor:
             missing = [column.name for column in parsed.inputs if column.name not in record]
             if missing:
                 said = f"record {number}: " if len(records) > 1 else ""
-                raise DataError(f"{said}'{parsed}' needs {', '.join(missing)}.{nearest(missing[0], record) if record else ''}")
+                raise DataError(
+                    f"{said}'{parsed}' needs {', '.join(missing)}.{nearest(missing[0], record) if record else ''}"
+                )
 
     def produce(
-        self, arrow: str | int, records: Sequence[Mapping[str, Any]], sampling: Sampling | None = None, *,
-        batch: int = 0, rows: Sequence[int] | None = None,
+        self,
+        arrow: str | int,
+        records: Sequence[Mapping[str, Any]],
+        sampling: Sampling | None = None,
+        *,
+        batch: int = 0,
+        rows: Sequence[int] | None = None,
     ) -> list[Produced]:
         """Answers in the order of the records. rows: the table's row numbers, for messages."""
         arrow, sampling = self.find(arrow), sampling or Sampling()
@@ -106,7 +116,7 @@ class Predictor:
             return self._batched(samples, rule, sampling, draws, BATCH)
         ids: list[np.ndarray] = [np.zeros(0, np.int64)] * len(samples)
         block = self.renderer.vocabulary.block(f"label:{column}")
-        legal = torch.from_numpy(np.array(self.renderer.legal(column).mask, dtype=bool)).to(self._device)
+        legal = torch.from_numpy(np.array(self.renderer.legal(column).mask, dtype=bool)).to(self.device)
         for which, hidden in self._read(samples):
             uniform = None if draws is None else draws.only(which).next()
             if self.model.kind == "encoder":
@@ -122,15 +132,18 @@ class Predictor:
         if self.model.kind == "encoder":
             inputs = [Sample(s.row, s.arrow, s.part("input")) for s in samples]
             for which in _alike([len(s) for s in inputs], TOKENS):
-                prompts = lay([inputs[i] for i in which]).to(self._device)
-                yield which, self.model.hidden(prompts.tokens)[:, 0]  # pooled at the first token, as trained
+                prompts = lay([inputs[i] for i in which]).to(self.device)
+                with precision(self.device, self.half):
+                    hidden = self.model.hidden(prompts.tokens)
+                yield which, hidden[:, 0]  # pooled at the first token, as trained
             return
         for part in shared(samples, self.length, TOKENS):
-            hidden = self.model.hidden(part.tokens.to(self._device))
-            yield part.which, hidden.flatten(0, 1)[part.at.to(self._device)]  # (B,T,D) -> (B*T,D) -> (m,D)
+            with precision(self.device, self.half):
+                hidden = self.model.hidden(part.tokens.to(self.device))
+            yield part.which, hidden.flatten(0, 1)[part.at.to(self.device)]  # (B,T,D) -> (B*T,D) -> (m,D)
 
     @property
-    def _device(self) -> torch.device:
+    def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
     # ------------------------------------------------------------------------------------------------ decoded
@@ -153,7 +166,8 @@ class Predictor:
         for which in _alike([len(sample) for sample in samples], TOKENS, batch):
             mine = None if draws is None else draws.only(which)
             prompts = self._lay([samples[i] for i in which])
-            for number, row in zip(which, decode(self.model, prompts, rule, sampling, mine), strict=True):
+            rows = decode(self.model, prompts, rule, sampling, mine, half=self.half)
+            for number, row in zip(which, rows, strict=True):
                 ids[number] = row
         return ids
 
@@ -173,7 +187,7 @@ class Predictor:
         rule = Rule.of(self.renderer, column, self.length, head)
         ids: list[int] = []
         said = ""
-        for column_ids in steps(self.model, self._lay(samples), rule, sampling, draws):
+        for column_ids in steps(self.model, self._lay(samples), rule, sampling, draws, half=self.half):
             ids.append(int(column_ids[0]))
             text = self.renderer.value(column, ids)
             whole = text.rstrip("\ufffd") if ids[-1] != rule.end else text  # a character may need more than one id
@@ -194,8 +208,10 @@ class Predictor:
         samples = [Sample(i, arrow, self.renderer.render(r, arrow).part(role)) for i, r in enumerate(records)]
         vectors: list[Any] = [None] * len(samples)
         for which in _alike([len(sample) for sample in samples], TOKENS):
-            prompts = lay([samples[i] for i in which]).to(self._device)
-            for number, vector in zip(which, self.model.embed(prompts.tokens, side).float().cpu().numpy(), strict=True):
+            prompts = lay([samples[i] for i in which]).to(self.device)
+            with precision(self.device, self.half):
+                found = self.model.embed(prompts.tokens, side)
+            for number, vector in zip(which, found.float().cpu().numpy(), strict=True):
                 vectors[number] = vector
         return np.stack(vectors)
 
@@ -232,18 +248,28 @@ def as_records(rows: Any, columns: Mapping[str, Any]) -> tuple[list[dict[str, An
 
 
 def predict(
-    run: Run | Predictor | str | Path, arrow: str, rows: Any = None, *, temperature: float = 0.0, top_k: int = 0,
-    top_p: float = 1.0, min_p: float = 0.0, repetition: float = 1.0, seed: int = 0, batch: int = 0, **columns: Any,
+    run: Run | Predictor | str | Path,
+    arrow: str,
+    rows: Any = None,
+    *,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    repetition: float = 1.0,
+    seed: int = 0,
+    batch: int = 0,
+    **columns: Any,
 ) -> list[Any]:
-    """What the run's model produces for each row: str for text and labels, (S,S,3) uint8 for images, (S,) float32 at 16 kHz.
+    """What the run's model produces for each row: str for text and labels, (S,S,3) uint8, or (S,) float32 at 16 kHz.
 
     rows     a list of records {column: value}, one record, or a table; or give one record's columns by name:
              `predict(run, "caption -> image", caption="a red circle")`
-    sampling see `Sampling`; the default is greedy. A row's draw depends on the seed and on what it asks, not on its batch.
+    sampling see `Sampling`; the default is greedy. A draw depends on the seed and on what is asked, not on the batch.
     batch    rows decoded at once; 0: as many as are quick
 
-    Always returns a list, of one value for one record. Raises ArrowError for an arrow the run does not have, DataError for a
-    missing input or media that cannot be decoded.
+    Always returns a list, of one value for one record. Raises ArrowError for an arrow the run does not have, DataError
+    for a missing input or media that cannot be decoded.
     """
     sampling = Sampling(temperature, top_k, top_p, min_p, repetition, seed)
     records, _ = as_records(rows, columns)

@@ -2,8 +2,8 @@
 
 Shape letters:  B rows  T tokens of the longest prompt  A position axes  n prompts
 
-    [image]▒▒▒▒▒▒▒▒[question]is it red?[answer]            one row each, padded on the right; what is produced is
-    [image]▒▒▒▒[question]colour?[answer]· · · ·            appended as columns, at positions that go on from each row's end
+    [image]▒▒▒▒▒▒▒▒[question]is it red?[answer]     one row each, padded on the right; what is produced is
+    [image]▒▒▒▒[question]colour?[answer]· · · ·     appended as columns, at positions that go on from each row's end
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def trees(samples: Sequence[Sample], length: int) -> list[Document]:
     for number, sample in enumerate(samples):
         keys = pack.leading(sample)
         groups.setdefault(keys[:2] if len(keys) > 1 else ("alone", number), []).append(number)
-    documents = []
+    documents, even = [], [1.0] * len(samples)
     for members in groups.values():
         spans = pack.common([pack.leading(samples[i]) for i in members]) if len(members) > 1 else 0
         trunk = pack.flatten(samples[members[0]].spans[:spans])[0] if spans else None
@@ -104,16 +104,9 @@ def trees(samples: Sequence[Sample], length: int) -> list[Document]:
         longest = max(len(piece) for piece in pieces)
         room = max(length - (len(trunk) if trunk else 0), longest)
         for part in pack.fill([len(piece) for piece in pieces], room):
-            chosen = pack.tree(trunk, [pieces[i] for i in part], [members[i] for i in part], Ones())
+            chosen = pack.tree(trunk, [pieces[i] for i in part], [members[i] for i in part], even)
             documents.append(chosen)
     return documents
-
-
-class Ones:
-    """A loss weight of 1 for every number."""
-
-    def __getitem__(self, index: int) -> float:
-        return 1.0
 
 
 def _collated(rows: list[list[Document]], width: int) -> Shared:
@@ -130,9 +123,9 @@ def identity(sample: Sample) -> bytes:
     """Bytes that tell what a prompt asks: equal for equal prompts, whatever row they come from."""
     digest = hashlib.blake2b(digest_size=16)
     for span in sample.spans:
-        content = span.ids if span.ids is not None else span.values
+        content = np.ascontiguousarray(span.ids if span.ids is not None else span.values)
         digest.update(f"{span.kind}{content.shape}".encode())
-        digest.update(np.ascontiguousarray(content).data)
+        digest.update(content.data)
     return digest.digest()
 
 
@@ -140,7 +133,7 @@ def begun(sample: Sample, end: int) -> Sample:
     """A sample with its output as the beginning to go on from: a closing `end` is taken off."""
     spans = []
     for span in sample.spans:
-        if span.loss and len(span) and span.ids[-1] == end:
+        if span.loss and span.ids is not None and len(span) and span.ids[-1] == end:
             span = replace(span, ids=span.ids[:-1], advance=float(len(span) - 1))
         if len(span):
             spans.append(span)

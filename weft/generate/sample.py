@@ -31,7 +31,7 @@ class Sampling:
     top_k        only the k most likely (0: all)
     top_p        only the smallest set whose probability reaches p (Holtzman et al. 2020)
     min_p        only those at least this share of the most likely's probability (Nguyen et al. 2024)
-    repetition   divide the positive logits of tokens already produced by this, multiply the negative (Keskar et al. 2019)
+    repetition   divide positive logits of tokens already produced by this, multiply negative ones (Keskar et al. 2019)
     seed         draws repeat with the same seed
     """
 
@@ -87,7 +87,11 @@ class Draws:
 
 
 def choose(
-    logits: Tensor, sampling: Sampling, uniform: np.ndarray | None = None, *, legal: Tensor | None = None,
+    logits: Tensor,
+    sampling: Sampling,
+    uniform: np.ndarray | None = None,
+    *,
+    legal: Tensor | None = None,
     produced: Tensor | None = None,
 ) -> Tensor:
     """The next id of each row.
