@@ -57,6 +57,7 @@ class AudioRecipe:
     hop: int = 4  # frames per output code
     codebook: int = 512
     codec_steps: int = 0  # as above
+    augment: float = 0.0  # random shift of training inputs along the bands, as a share of them
     seconds: float = 30.0  # longest sound; longer ones are listed, not cut
 
 
@@ -156,6 +157,7 @@ RULES: dict[str, Rule] = {
     "audio.stack": POSITIVE,
     "audio.hop": POSITIVE,
     "audio.codebook": _at_least(2),
+    "audio.augment": Rule(lambda v: 0 <= v < 1, "a share from 0 to less than 1"),
     "audio.codec_steps": _at_least(0),
     "audio.seconds": POSITIVE,
     "split.validation": Rule(lambda v: 0 <= v < 1, "a share from 0 to less than 1"),

@@ -148,7 +148,7 @@ class Reader:
     def __init__(self, pictures: ImageRecipe, sounds: AudioRecipe, budget: int) -> None:
         self.pictures, self.sounds = pictures, sounds
         self.kept = Cache(budget)  # (kind, key) -> Features; ("pixels", key) -> (h,w,3) uint8
-        self.shifted = Cache(budget // 8)  # those of one augmentation seed
+        self.moved = Cache(budget // 8)  # those of one augmentation seed
         self.seed: int | None = None
         self.counts = Cache(COUNTS)  # (kind, key) -> media tokens; ("frames", key) -> mel frames
         self._grids: dict[tuple, np.ndarray] = {}
@@ -190,21 +190,32 @@ class Reader:
             self.kept.keep((kind, key), known, known.values.nbytes + 500)
         return known
 
-    def read_shifted(self, source: Any, key: str, seed: int) -> tuple[Features, tuple[int, int]]:
-        """A picture moved by some pixels, which ones being a function of (seed, key) alone; and by how many."""
+    def read_moved(self, kind: str, source: Any, key: str, seed: int) -> tuple[Features, tuple[int, int]]:
+        """An item as this augmentation seed moves it, and by how much: a function of (seed, key) alone.
+
+        A picture moves by some pixels (rows, columns), a sound by some bands (bands, 0).
+        """
         if seed != self.seed:
-            self.shifted.clear()
+            self.moved.clear()
             self.seed = seed
-        known = self.shifted.get(key)
+        known = self.moved.get((kind, key))
         if known is None:
-            pixels = self.kept.get(("pixels", key))
-            if pixels is None:
-                pixels = self._pixels(source)
-                self.kept.keep(("pixels", key), pixels, pixels.nbytes + 500)
-            move = shift_of(seed, key, round(self.pictures.augment * self.pictures.size))
-            known = self._patches(image.shift(pixels, *move)), move
-            self.shifted.keep(key, known, known[0].values.nbytes + 500)
+            known = self._moved_picture(source, key, seed) if kind == "image" else self._moved_sound(source, key, seed)
+            self.moved.keep((kind, key), known, known[0].values.nbytes + 500)
         return known
+
+    def _moved_picture(self, source: Any, key: str, seed: int) -> tuple[Features, tuple[int, int]]:
+        pixels = self.kept.get(("pixels", key))
+        if pixels is None:
+            pixels = self._pixels(source)
+            self.kept.keep(("pixels", key), pixels, pixels.nbytes + 500)
+        move = shift_of(seed, key, round(self.pictures.augment * self.pictures.size))
+        return self._patches(image.shift(pixels, *move)), move
+
+    def _moved_sound(self, source: Any, key: str, seed: int) -> tuple[Features, tuple[int, int]]:
+        still = self.read("audio", source, key)
+        up = shift_of(seed, key, round(self.sounds.augment * self.sounds.mels))[0]
+        return still._replace(values=audio.shift_bands(still.values, up, self.sounds.mels)), (up, 0)
 
     def pixels(self, source: Any) -> np.ndarray:
         """(H,W,3) uint8, for the image codec."""
@@ -241,7 +252,7 @@ class Reader:
 
 
 def shift_of(seed: int, key: str, most: int) -> tuple[int, int]:
-    """(rows, columns), each from -most to most: a hash of (seed, key), so that all samples of a picture share it."""
+    """(rows, columns), each from -most to most: a hash of (seed, key), so that all samples of an item share it."""
     digest = hashlib.blake2b(f"{seed} {key}".encode("utf-8", "surrogatepass"), digest_size=16).digest()
     span = 2 * most + 1
     return int.from_bytes(digest[:8], "big") % span - most, int.from_bytes(digest[8:], "big") % span - most

@@ -75,6 +75,7 @@ class Renderer:
         text: TextCodec | None = None, codecs: Mapping[str, Any] | None = None, *, budget: int = BUDGET,
     ) -> None:  # fmt: skip
         self.image, self.audio = recipe.image, recipe.audio
+        self.augments = {"image": self.image.augment, "audio": self.audio.augment}
         self.columns, self.arrows, self.vocabulary = dict(columns), list(arrows), vocabulary
         self.text, self.codecs = text, dict(codecs or {})
         self.reader = Reader(self.image, self.audio, budget)
@@ -151,7 +152,7 @@ class Renderer:
         row     number of the table's row, for errors and for the sample
         output  False: stop behind the marker of the produced column (what a model is asked to go on from)
         rng     seed of the augmentation (one per epoch); None: none. Pictures given as input are then moved by up to
-                `image.augment` of their size, all samples of one picture by the same.
+                `image.augment` of their size, sounds by up to `audio.augment` of their bands; all samples of one item alike.
         Raises DataError, naming row, column and file: a missing value, media that cannot be decoded, an unknown label.
         """
         spans = []
@@ -242,8 +243,8 @@ class Renderer:
         if blank(value):
             raise DataError("there is no value")
         source, key = identify(value)
-        if rng is not None and kind == "image" and self.image.augment > 0:
-            features, move = self.reader.read_shifted(source, key, rng)
+        if rng is not None and self.augments[kind] > 0:
+            features, move = self.reader.read_moved(kind, source, key, rng)
             name: tuple = (kind, key, *move)
         else:
             features, name = self.reader.read(kind, source, key), (kind, key)

@@ -94,9 +94,10 @@ class Assembler:
         budget: int = BUDGET,
     ) -> None:
         self.table, self.renderer, self.arrows, self.skips = table, renderer, list(arrows), skips
-        self.seed, self.augment = recipe.seed, recipe.image.augment > 0
+        self.seed = recipe.seed
         self.weights = [float(arrow.weight) for arrow in arrows]
-        self._moving = [any(renderer.columns[c.name].name == "image" for c in arrow.inputs) for arrow in arrows]
+        moving = {"image": recipe.image.augment > 0, "audio": recipe.audio.augment > 0}
+        self._moving = any(moving.get(renderer.columns[c.name].name) for arrow in arrows for c in arrow.inputs)
         self._kept: dict[tuple[int, int, int], Kept] = {}
         self._trunks: dict[tuple[Hashable, ...], Piece] = {}
         self._bytes, self._budget, self._turn = 0, budget, None
@@ -158,9 +159,9 @@ class Assembler:
 
     def _seed(self, epoch: int, augment: bool) -> int | None:
         """The seed of an epoch's augmentation; pieces of another one are forgotten."""
-        turn = self.seed * 1_000_003 + epoch if augment and self.augment else None
+        turn = self.seed * 1_000_003 + epoch if augment and self._moving else None
         if turn != self._turn:
-            if any(self._moving):
+            if self._moving:
                 self._forget()
             self._turn = turn
         return turn

@@ -185,7 +185,8 @@ class Bench:
         real = [self.read(kind, cell) for cell in cells[:CEILING]]
         coded = self._through(kind, real)
         same = [self._as_coded(kind, item) for item in real]
-        measured.extra.append(metrics.reconstruction(same, coded, scale=255.0 if kind == "image" else 1.0))
+        fitted = [c[: len(s)] for s, c in zip(same, coded, strict=True)]  # a sound's last code may reach past its end
+        measured.extra.append(metrics.reconstruction(same, fitted, scale=255.0 if kind == "image" else 1.0))
         judging = self._judging(number, measured) if self.judge and readable(arrow, self.types) else None
         if judging is None:
             measured.headline = measured.extra[0].metric

@@ -172,6 +172,16 @@ def frames(mel: np.ndarray, stack: int = 8) -> Frames:
     return Frames(values.reshape(count, -1), positions, float(count * step))
 
 
+def shift_bands(values: np.ndarray, up: int, mels: int) -> np.ndarray:
+    """(N,stack*M) -> the same sound by another throat: every band moves `up` places (down if negative), the edge is repeated.
+
+    A shift of the mel axis is nearly a change of vocal tract length (Jaitly & Hinton 2013).
+    """
+    bands = values.reshape(len(values), -1, mels)
+    places = np.clip(np.arange(mels) - up, 0, mels - 1)
+    return bands[:, :, places].reshape(values.shape)
+
+
 def to_wave(mel: np.ndarray, iterations: int = 32) -> np.ndarray:
     """(T,M) log-mel -> (S,) float32 with S = 160 T: Griffin-Lim. See `to_waves`."""
     return to_waves([mel], iterations)[0]
