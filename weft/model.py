@@ -63,9 +63,19 @@ class Model(nn.Module):
 
     def logits(self, hidden: Tensor, head: str = "language") -> Tensor:
         """(...,D) -> (...,V) by a named head."""
+        return self.heads[self.known(head)](hidden)
+
+    def classes(self, head: str = "language") -> int:
+        """How many logits a head gives."""
+        self.known(head)
+        config = self.config.heads[head]
+        return config.vocab if isinstance(config, c.Language) else config.classes
+
+    def known(self, head: str) -> str:
+        """The module name of a head. Raises WeftError if there is none, with the nearest."""
         if head not in self.config.heads:
             raise WeftError(f"The model has no head {head!r}.{nearest(head, self.config.heads)}")
-        return self.heads[key(head)](hidden)
+        return key(head)
 
     def embed(self, tokens: Tokens, side: str = "left", record: Recorder | None = None) -> Tensor:
         """(B,E) unit vectors in the shared space of a dual encoder."""

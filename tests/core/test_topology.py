@@ -246,3 +246,20 @@ def test_a_learned_table_says_where_it_ends() -> None:
         model.hidden(Tokens(ids(1, 5)))
     packed = torch.tensor([[1, 1, 1, 2, 2, 2]], dtype=torch.int32)
     assert model.hidden(Tokens(ids(1, 6), document=packed)).shape == (1, 6, DIM), "each of its documents fits"
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # the capture itself asks a non-leaf tensor
+def test_a_stack_is_one_graph() -> None:
+    """Compilers see a whole stack, masks, rotation and all, whatever the rows hold. (Captured only, not compiled.)"""
+    tokens = Tokens(ids(2, 6), document=torch.tensor([[1] * 4 + [2] * 2] * 2, dtype=torch.int32))
+    image = replace(tokens, media=(Media("image", torch.randn(2, FEATURES), torch.tensor([1, 7])),))
+    side = Tokens(ids(2, 5))
+    for name in ("weft", "gpt", "t5"):
+        more = {"options": {"per_modality": True}} if name == "weft" else {}
+        made = families.make(name, vocab=VOCAB, length=8, dim=DIM, depth=2, heads=2, stems={"image": FEATURES}, **more)
+        model = build(made, seed=0)
+        given = tokens if name == "t5" else image
+        eager = model.hidden(given, side if name == "t5" else None)
+        for module in model.stack_modules():
+            module.compile(backend="eager", fullgraph=True, dynamic=False)
+        assert close(model.hidden(given, side if name == "t5" else None), eager)

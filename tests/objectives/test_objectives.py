@@ -57,6 +57,27 @@ def test_the_loss_is_weighted_cross_entropy_of_trained_places(objective: str, fa
     assert not any(t.requires_grad for t in report.values())
 
 
+def test_chunks_of_logits_change_neither_loss_nor_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, given = model("bert"), batch(objective="masked")
+
+    def run() -> tuple[float, dict[str, torch.Tensor]]:
+        made.zero_grad()
+        loss = OBJECTIVES["masked"](made, given)[0]
+        loss.backward()
+        return loss.item(), {name: p.grad.clone() for name, p in made.named_parameters()}
+
+    loss, gradients = run()
+    calls = []
+    whole = made.logits
+    monkeypatch.setattr(made, "logits", lambda hidden, head: (calls.append(len(hidden)), whole(hidden, head))[1])
+    monkeypatch.setattr("weft.objectives.predict.LOGITS", 3 * VOCAB)
+    again, others = run()
+    assert calls[:2] == [3, 1], "four places, three at a time"
+    assert again == pytest.approx(loss, rel=1e-6)
+    for name, gradient in gradients.items():
+        assert torch.allclose(others[name], gradient, atol=1e-6), name
+
+
 def test_micro_batches_add_up_to_the_step() -> None:
     made, whole = model("weft"), batch()
     loss = OBJECTIVES["next"](made, whole)[0]

@@ -10,27 +10,48 @@ Shape letters:  B rows  T tokens  n trained tokens  D width  V vocabulary or cla
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from weft.data.batch import Batch
 from weft.errors import WeftError
 from weft.model import Model
 from weft.objectives.report import Report, report
 
+LOGITS = 2**23  # so many numbers at once, 32 MB in float32
+
 
 def predict(model: Model, batch: Batch, head: str) -> tuple[Tensor, Report]:
-    """sum(weight * cross entropy) / total, over trained places only: they are gathered first, then meet the head."""
+    """sum(weight * cross entropy) / total, over trained places only, gathered before they meet the head."""
     if batch.targets is None:
         raise WeftError(f"The objective {batch.objective!r} needs targets, but the batch has none.")
     hidden = model.hidden(batch.tokens, batch.source)
     targets = batch.targets.flatten()
     places = (targets != -100).nonzero()[:, 0]  # (n,)
-    logits = model.logits(hidden.flatten(0, 1).index_select(0, places), head)  # (B*T,D) -> (n,D) -> (n,V)
-    losses = F.cross_entropy(logits.float(), targets[places], reduction="none")  # (n,)
+    chosen = hidden.flatten(0, 1).index_select(0, places)  # (B*T,D) -> (n,D)
+    losses = cross_entropy(model, chosen, targets[places], head)  # (n,)
     weights = 1.0 if batch.weights is None else batch.weights.flatten()[places]
     arrow = None if batch.arrow is None else batch.arrow.flatten()[places]
     return (weights * losses).sum() / batch.total, report(losses, arrow, batch)
+
+
+def cross_entropy(model: Model, hidden: Tensor, targets: Tensor, head: str) -> Tensor:
+    """(n,D), (n,) -> (n,) losses, a chunk of places at a time where all logits at once would be large.
+
+    The chunks' logits are made again for their backward: at 4,096 places and 16,000 words that took 0.9 to 1.1 s
+    against 1.2 s (one core: the smaller tensors stay in its cache) and a third of the memory.
+    """
+
+    def losses(hidden: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(model.logits(hidden, head).float(), targets, reduction="none")
+
+    rows = max(1, LOGITS // model.classes(head))
+    if len(targets) <= rows:
+        return losses(hidden, targets)
+    parts = zip(hidden.split(rows), targets.split(rows), strict=True)
+    return torch.cat([checkpoint(losses, *part, use_reentrant=False, preserve_rng_state=False) for part in parts])
 
 
 def next_token(model: Model, batch: Batch) -> tuple[Tensor, Report]:
