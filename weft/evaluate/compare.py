@@ -51,7 +51,10 @@ def compare(run: Run | str | Path, other: Run | str | Path, *, split: str = "tes
         parts = [Parts(**results[arrow][0]["parts"]) for results in (first, second)]
         parts[0].refuse(parts[1], arrow)
         kind, headline = first[arrow][0]["kind"], first[arrow][0]["metric"]
-        mine, theirs = (scores(kind, lines(path.path, arrow, split), headline) for path in (a, b))
+        rows = [lines(one.path, arrow, split) for one in (a, b)]
+        if not all(rows):
+            continue  # measured without a judge: nothing of it belongs to a row
+        mine, theirs = (scores(kind, one, headline) for one in rows)
         for x, y in zip(mine, theirs, strict=True):
             if x.missing or y.missing:
                 continue

@@ -20,7 +20,7 @@ PER_ARROW = 8
 
 def slug(arrow: str) -> str:
     """An arrow as a file name: 'image, question -> answer' -> 'image-question--answer'."""
-    return re.sub(r"[^\w]+", "-", arrow.replace("->", "_to_").replace("<->", "_with_").replace("~", "fill_")).strip("-")
+    return re.sub(r"[^\w]+", "-", arrow.replace("<->", "_with_").replace("->", "_to_").replace("~", "fill_")).strip("-")
 
 
 def chosen(count: int, most: int = PER_ARROW) -> list[int]:

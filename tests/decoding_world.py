@@ -65,14 +65,18 @@ def randomise(model: torch.nn.Module, seed: int = 2) -> torch.nn.Module:
     return model.eval()
 
 
+def make_model(
+    renderer: Renderer, family: str = "weft", *, length: int = 44, labels: dict | None = None, seed: int = 2
+) -> torch.nn.Module:
+    stems = {"image": 3 * 64, "audio": 8 * 16}
+    size = {"vocab": renderer.vocabulary.size, "length": length, "dim": 32, "depth": 2, "heads": 2}
+    return randomise(build(make(family, **size, stems=stems, labels=labels), seed=0), seed)
+
+
 def make_predictor(family: str = "weft", length: int = 44, labels: dict | None = None, seed: int = 2) -> Predictor:
     renderer = make_renderer()
-    stems = {"image": 3 * 64, "audio": 8 * 16}
-    config = make(
-        family, vocab=renderer.vocabulary.size, length=length, dim=32, depth=2, heads=2, stems=stems, labels=labels
-    )
     run = SimpleNamespace(renderer=renderer, recipe=Recipe(train=TrainRecipe(length=length)))
     predictor = Predictor.__new__(Predictor)
     predictor.run, predictor.renderer, predictor.length, predictor.half = run, renderer, length, False
-    predictor.model = randomise(build(config, seed=0), seed)
+    predictor.model = make_model(renderer, family, length=length, labels=labels, seed=seed)
     return predictor
