@@ -1,15 +1,15 @@
 """A run directory: the unit that everything reads and writes.
 
-    runs/mine/
-    ├── recipe.toml         resolved: nothing in it is left to be decided
-    ├── command.txt         the words it was started with
-    ├── config.json         the model's config tree        ┐
-    ├── model.safetensors   the newest saved weights       │ all that is needed to predict
-    ├── renderer.json, tokenizer.json, codecs/             ┘
-    ├── checkpoints/step-000500/                            all that is needed to go on (see train/checkpoint.py)
-    ├── metrics.jsonl       a line per step (loss ...), per validation, and per event
-    ├── skipped.jsonl       every row or file that was left out, and why
-    └── card.md             what the model is, for people
+runs/mine/
+├── recipe.toml         resolved: nothing in it is left to be decided
+├── command.txt         the words it was started with
+├── config.json         the model's config tree        ┐
+├── model.safetensors   the newest saved weights       │ all that is needed to predict
+├── renderer.json, tokenizer.json, codecs/             ┘
+├── checkpoints/step-000500/                            all that is needed to go on (see train/checkpoint.py)
+├── metrics.jsonl       a line per step (loss ...), per validation, and per event
+├── skipped.jsonl       every row or file that was left out, and why
+└── card.md             what the model is, for people
 """
 
 from __future__ import annotations
@@ -35,7 +35,13 @@ if TYPE_CHECKING:
     from weft.data.sources import Table
     from weft.model import Model
 
-RECIPE, CONFIG, WEIGHTS, METRICS, SKIPPED = "recipe.toml", "config.json", "model.safetensors", "metrics.jsonl", "skipped.jsonl"
+RECIPE, CONFIG, WEIGHTS, METRICS, SKIPPED = (
+    "recipe.toml",
+    "config.json",
+    "model.safetensors",
+    "metrics.jsonl",
+    "skipped.jsonl",
+)
 
 
 @dataclass(eq=False)
@@ -56,7 +62,9 @@ class Run:
         """Make the directory. Raises RunError if a run is in it already, or it cannot be written."""
         path = Path(path)
         if (path / RECIPE).exists():
-            raise RunError(f"{path} holds a run already. Go on with it (weft train --resume {path}), or give another --out.")
+            raise RunError(
+                f"{path} holds a run already. Go on with it (weft train --resume {path}), or give another --out."
+            )
         try:
             path.mkdir(parents=True, exist_ok=True)
             run = cls(path, recipe, source)
@@ -74,7 +82,9 @@ class Run:
 
         path = Path(path)
         if not (path / RECIPE).is_file():
-            raise RunError(f"{path} holds no run: there is no {RECIPE} in it. Runs here: {', '.join(beside(path)) or 'none'}.")
+            raise RunError(
+                f"{path} holds no run: there is no {RECIPE} in it. Runs here: {', '.join(beside(path)) or 'none'}."
+            )
         return cls(path, load(path / RECIPE), source)
 
     def keep(self, recipe: Recipe) -> None:
@@ -137,12 +147,16 @@ class Run:
         from weft.train.checkpoint import fill
 
         if not (self.path / WEIGHTS).is_file():
-            raise RunError(f"{self.path} has no {WEIGHTS} yet: nothing was saved. Go on with: weft train --resume {self.path}")
+            raise RunError(
+                f"{self.path} has no {WEIGHTS} yet: nothing was saved. Go on with: weft train --resume {self.path}"
+            )
         model = build(self.config)
         try:
             weights = load_file(self.path / WEIGHTS)
         except Exception as error:  # safetensors raises its own kind, which derives from Exception alone
-            raise RunError(f"{self.path / WEIGHTS} cannot be read ({error}). Copy it from the newest checkpoint.") from error
+            raise RunError(
+                f"{self.path / WEIGHTS} cannot be read ({error}). Copy it from the newest checkpoint."
+            ) from error
         fill(model, weights)
         return model.to(device).eval()
 
@@ -167,13 +181,16 @@ class Run:
     def skip(self, entries: list[dict[str, Any]]) -> None:
         """Write what was left out, and why, to skipped.jsonl."""
         if entries:
-            replace_text(self.path / SKIPPED, "".join(json.dumps(e, ensure_ascii=False, default=str) + "\n" for e in entries))
+            replace_text(
+                self.path / SKIPPED, "".join(json.dumps(e, ensure_ascii=False, default=str) + "\n" for e in entries)
+            )
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the directory for one training process. Raises RunError if another one holds it.
 
-        The lock is the operating system's, so a killed process leaves none behind; the pid in the file is for the message.
+        The lock is the operating system's, so a killed process leaves none behind; the pid in the file is for the
+        message.
         """
         path = self.path / ".lock"
         file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - held open as long as the lock is
@@ -183,7 +200,9 @@ class Run:
             except OSError as error:
                 file.seek(0)
                 holder = file.read().strip() or "unknown"
-                raise RunError(f"{self.path} is in use by another training (process {holder}). Wait for it, or stop it.") from error
+                raise RunError(
+                    f"{self.path} is in use by another training (process {holder}). Wait for it, or stop it."
+                ) from error
             file.truncate(0)
             file.write(str(os.getpid()))
             file.flush()
@@ -226,7 +245,9 @@ def append(path: Path, line: dict[str, Any]) -> None:
         with open(path, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
     except OSError as error:
-        raise RunError(f"{path} cannot be written ({error.strerror}). Free some space; saved checkpoints are intact.") from error
+        raise RunError(
+            f"{path} cannot be written ({error.strerror}). Free some space; saved checkpoints are intact."
+        ) from error
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:

@@ -207,5 +207,5 @@ def test_a_pickle_that_runs_code_is_not_read(tmp_path):
     del manifest["files"]["optimizer.pt"]
     (path / "manifest.json").write_text(json.dumps(manifest))
     assert "optimizer.pt" not in checkpoint.read(path), "what the manifest does not name is not opened"
-    with pytest.raises(Exception, match="[Ww]eights"):
+    with pytest.raises(Exception, match=r"[Ww]eights"):
         checkpoint.READERS[".pt"](path / "optimizer.pt")

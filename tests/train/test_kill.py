@@ -32,7 +32,8 @@ def start(out):
     try:
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, 2)
-        train(resume=out) if (out / "recipe.toml").exists() else train(data, *ARROWS, out=out, steps=200, overrides=words)
+        begun = (out / "recipe.toml").exists()
+        train(resume=out) if begun else train(data, *ARROWS, out=out, steps=200, overrides=words)
         code = 0
     finally:
         os._exit(code)
@@ -67,7 +68,11 @@ def test_thirty_kills_leave_every_checkpoint_readable_and_change_no_bit(tmp_path
     script.write_text(HARNESS)
     here = str(Path(__file__).parent)
     done = subprocess.run(
-        [sys.executable, str(script), str(tmp_path), "30", here], capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, str(script), str(tmp_path), "30", here],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)

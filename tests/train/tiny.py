@@ -8,8 +8,8 @@ from pathlib import Path
 COLOURS, ANIMALS = ("red", "blue", "green"), ("cat", "dog", "bird", "fish")
 ARROWS = ("question -> answer", "-> note")
 SMALL = (
-    "model.dim=32", "model.depth=1", "model.heads=2", "train.tokens=128", "train.length=64", "train.options.check=false",
-    "train.options.compile=off", "train.options.dtype=float32",
+    "model.dim=32", "model.depth=1", "model.heads=2", "train.tokens=128", "train.length=64",
+    "train.options.check=false", "train.options.compile=off", "train.options.dtype=float32",
 )  # fmt: skip
 
 

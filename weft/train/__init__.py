@@ -1,7 +1,7 @@
 """Training: `train` a run, `plan` it without training, `check` that it is right.
 
-    from weft.train import train
-    run = train("photos/metadata.csv", "image -> caption", out="runs/mine")
+from weft.train import train
+run = train("photos/metadata.csv", "image -> caption", out="runs/mine")
 """
 
 from __future__ import annotations

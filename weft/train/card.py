@@ -16,19 +16,22 @@ def card(session: Session, prepared: Prepared) -> str:
     lines = [
         f"# {run.path.name}",
         "",
-        f"A `{recipe.model.family}` model of {parameters:,} parameters, trained from nothing on `{prepared.table.name}`, "
-        f"{done} {recipe.train.steps:,} steps, {state.tokens:,} tokens.",
+        f"A `{recipe.model.family}` model of {parameters:,} parameters, trained from nothing on "
+        f"`{prepared.table.name}`, {done} {recipe.train.steps:,} steps, {state.tokens:,} tokens.",
         "",
         "| arrow | objective | decoder | metric |",
         "|---|---|---|---|",
-        *(f"| `{a}` | {r.objective} | {r.decoder} | {r.metric} |" for a, r in zip(session.names, prepared.resolutions, strict=True)),
+        *(
+            f"| `{a}` | {r.objective} | {r.decoder} | {r.metric} |"
+            for a, r in zip(session.names, prepared.resolutions, strict=True)
+        ),
         "",
         "| column | type | why |",
         "|---|---|---|",
         *(f"| {name} | {kind.name} | {kind.reason} |" for name, kind in prepared.types.items()),
         "",
-        f"Rows: {counted['train']:,} for training, {counted['validation']:,} for validation, {counted['test']:,} for the test. "
-        f"Left out: {len(session.loader.skipped):,} (skipped.jsonl).",
+        f"Rows: {counted['train']:,} for training, {counted['validation']:,} for validation, "
+        f"{counted['test']:,} for the test. Left out: {len(session.loader.skipped):,} (skipped.jsonl).",
         "",
         "Held-out loss per token at the end:",
         "",

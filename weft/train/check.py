@@ -1,14 +1,14 @@
 """`weft check`: prove on the user's own rows that what will be trained is what was meant. Under a minute.
 
-    starting loss   near ln(vocabulary) for each head
-    padding         the loss does not change with it               ┐
-    packing         packed documents lose what they lose alone     ├ sums per arrow, in float32
-    accumulation    micro-batches give the loss and the gradient   ┘
-    decoding        with a cache = without
-    rows            each trains at least one token
-    gradients       each trainable tensor gets one
-    saving          saved and loaded weights give equal logits
-    resume          20 steps in one go = some, a save, the rest: equal bits
+starting loss   near ln(vocabulary) for each head
+padding         the loss does not change with it               ┐
+packing         packed documents lose what they lose alone     ├ sums per arrow, in float32
+accumulation    micro-batches give the loss and the gradient   ┘
+decoding        with a cache = without
+rows            each trains at least one token
+gradients       each trainable tensor gets one
+saving          saved and loaded weights give equal logits
+resume          20 steps in one go = some, a save, the rest: equal bits
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,20 +31,19 @@ from weft.core.config import Classify
 from weft.core.view import Media, Tokens
 from weft.data.batch import Batch
 from weft.data.loader import Loader
-from weft.data.sources import Table
+from weft.data.sources import Table, content
 from weft.errors import CheckError, DataError
 from weft.model import Model, build
 from weft.objectives import OBJECTIVES
 from weft.recipe import Recipe
 from weft.run import Run
-from weft.train.loop import Session, restore, save, step
+from weft.train.loop import Session, per_arrow, restore, save, step
 from weft.train.machine import pick_device, pick_dtype
 from weft.train.optim import Optimizer
 from weft.train.prepare import Prepared
 
 ROWS = 24  # training rows of each arrow that are looked at; `rows` goes through all it has time for
 NEAR = 2e-4  # relative difference that float32 sums in another order may make
-BUDGET = 8.0  # seconds for going through rows, and for the steps of `resume`
 STEPS = 20
 
 
@@ -70,7 +71,9 @@ class Findings:
         return all(finding.ok for finding in self.findings)
 
     def __str__(self) -> str:
-        return "\n".join([f"check: {len(self.findings)} invariants on your rows, {self.seconds:.0f} s", *map(str, self.findings)])
+        return "\n".join(
+            [f"check: {len(self.findings)} invariants on your rows, {self.seconds:.0f} s", *map(str, self.findings)]
+        )
 
     def as_dict(self) -> list[dict[str, Any]]:
         """For `--json`."""
@@ -79,13 +82,17 @@ class Findings:
 
 @dataclass
 class Bench:
-    """A few of the user's rows, and models upon them. `rows[i]` is what the user calls row i of `table`."""
+    """A few of the user's rows, and models upon them. `rows[i]` is what the user calls row i of `table`.
+
+    budget  seconds for going through rows, and again for the steps of `resume`
+    """
 
     recipe: Recipe
     prepared: Prepared
     table: Table
     rows: np.ndarray
     device: torch.device
+    budget: float
 
     def loader(self) -> Loader:
         """Of the few rows, all of them training rows."""
@@ -99,7 +106,7 @@ class Bench:
         return build(self.prepared.config, self.recipe.seed).to(self.device)
 
     def trained(self) -> Model:
-        """A model whose every part does something: blocks that start as the identity would hide what is wrong in them."""
+        """A model whose every part does something: blocks that start as the identity would hide what is wrong."""
         model = self.model()
         generator = torch.Generator().manual_seed(self.recipe.seed)
         with torch.no_grad():
@@ -120,10 +127,10 @@ class Bench:
         return "row " + ", ".join(str(int(self.rows[row])) for row in rows[:5]) + (" ..." if len(rows) > 5 else "")
 
 
-def prove(recipe: Recipe, prepared: Prepared) -> Findings:
+def prove(recipe: Recipe, prepared: Prepared, budget: float = 3.0) -> Findings:
     """Run every check. Raises CheckError, naming rows or tensors, if one is red."""
     began = time.perf_counter()
-    bench = small(recipe, prepared)
+    bench = small(recipe, prepared, budget)
     findings = tuple(look(bench) for look in CHECKS)
     found = Findings(findings, time.perf_counter() - began)
     if not found.ok:
@@ -132,18 +139,16 @@ def prove(recipe: Recipe, prepared: Prepared) -> Findings:
     return found
 
 
-def small(recipe: Recipe, prepared: Prepared) -> Bench:
+def small(recipe: Recipe, prepared: Prepared, budget: float = 3.0) -> Bench:
     """ROWS training rows of each arrow, two packed rows per step, no decisions left open."""
     table, chosen = prepared.table, []
-    for number, arrow in enumerate(prepared.arrows):
-        filled = np.all([table.filled(name) for name in arrow.columns], axis=0) & (prepared.split == "train")
-        rows = np.random.default_rng([recipe.seed, number]).permutation(np.flatnonzero(filled))[:ROWS]
-        chosen += rows.tolist()
+    for number in range(len(prepared.arrows)):
+        chosen += rows_of_arrow(prepared, number)[:ROWS].tolist()
     rows = np.array(sorted(set(chosen)))
     part = Table({c: [table.column(c)[i] for i in rows] for c in table.columns}, table.folder, table.name)
     options = replace(recipe.train.options, dtype="float32", compile="off", skip_share=1.0)
     train = replace(recipe.train, tokens=2 * recipe.train.length, micro=0, steps=STEPS, options=options)
-    return Bench(replace(recipe, train=train, mix={}), prepared, part, rows, pick_device())
+    return Bench(replace(recipe, train=train, mix={}), prepared, part, rows, pick_device(), budget)
 
 
 # ------------------------------------------------------------------------------------------------ the checks
@@ -192,19 +197,29 @@ def packing(bench: Bench) -> Finding:
         a, tokens = summed(model, packed, bench.device)
         b, others = summed(model, single, bench.device)
         if not torch.equal(tokens, others):
-            return Finding("packing", False, f"{bench.named(packed.rows)}: {tokens.sum():.0f} tokens are trained packed, {others.sum():.0f} alone")
+            return Finding(
+                "packing",
+                False,
+                f"{bench.named(packed.rows)}: {tokens.sum():.0f} tokens are trained packed, {others.sum():.0f} alone",
+            )
         if (worst := difference(a, b)) > NEAR:
             return Finding("packing", False, f"{bench.named(packed.rows)}: packing changes the loss by {worst:.1e}")
         count += len(single.rows)
         shared += int(packed.tokens.branch is not None and bool((packed.tokens.branch > 0).any()))
     if not count:
         return Finding("packing", True, "does not apply: each pair has a row of its own")
-    return Finding("packing", True, f"{count} samples lose packed what they lose alone" + (f"; {shared} rows share a trunk" if shared else ""))
+    return Finding(
+        "packing",
+        True,
+        f"{count} samples lose packed what they lose alone" + (f"; {shared} rows share a trunk" if shared else ""),
+    )
 
 
 def accumulation(bench: Bench) -> Finding:
     """A step's rows at once, against one row after the other: loss and gradient."""
-    batches = [b for b in bench.loader().step(0) if b.objective != "contrastive"]
+    loader = bench.loader()
+    fullest = max(map(loader.step, range(min(4, loader.round(0).steps))), key=lambda step: sum(b.real for b in step))
+    batches = [b for b in fullest if b.objective != "contrastive"]
     if not batches:
         return Finding("accumulation", True, "does not apply: the loss is over all pairs of a batch")
     total = sum(b.total for b in batches) or 1.0
@@ -229,45 +244,52 @@ def accumulation(bench: Bench) -> Finding:
 
 @torch.no_grad()
 def decoding(bench: Bench) -> Finding:
-    """One sample of each arrow: its hidden states in one go, against prompt first and then token by token from a cache."""
+    """One sample of each arrow in one go, against its prompt first and then token by token from a cache."""
     model, seen = bench.trained(), set()
     if model.kind not in ("decoder", "encoder-decoder"):
         return Finding("decoding", True, f"the {model.kind} does not decode")
     for batch in alone(bench):
+        if batch.arrow is None or batch.targets is None:
+            continue
         number = int(batch.arrow.max())
         if number in seen:
             continue
         seen.add(number)
+        start = int((batch.targets[0] != -100).nonzero()[0, 0]) + 1  # behind the prompt
         batch = narrow(batch).to(bench.device)
         source = batch.source if batch.source is None else model.encode(batch.source)
         whole = model.hidden(batch.tokens, source)  # (1,T,D)
         length = whole.shape[1]
-        start = int((batch.targets[0] != -100).nonzero()[0, 0]) + 1
         edges = [0, start, *range(start + 1, min(start + 8, length) + 1)]
         source = batch.source if batch.source is None else model.encode(batch.source)
         cache, parts = model.cache(), []
-        for a, b in zip(edges, edges[1:], strict=False):
+        for a, b in pairwise(edges):
             parts.append(model.hidden(columns(batch.tokens, a, b), source, cache=cache))
         worst = difference(whole[:, : edges[-1]], torch.cat(parts, 1))
         if worst > NEAR:
             arrow = bench.prepared.arrows[number]
-            return Finding("decoding", False, f"{bench.named(batch.rows)}, '{arrow}': a cache changes hidden states by {worst:.1e}")
+            return Finding(
+                "decoding", False, f"{bench.named(batch.rows)}, '{arrow}': a cache changes hidden states by {worst:.1e}"
+            )
     return Finding("decoding", True, f"cached equals uncached for {len(seen)} arrows")
 
 
 def every_row(bench: Bench) -> Finding:
-    """All training rows of each arrow, in a seeded order, for as long as the budget lasts."""
+    """Training rows of each arrow, for as long as the budget lasts: one of each different output, since what is trained
+    is rendered from the output's cell alone.
+    """
     prepared = bench.prepared
-    began, looked, there = time.perf_counter(), 0, 0
+    began, looked, different, rows = time.perf_counter(), 0, 0, 0
     for number, arrow in enumerate(prepared.arrows):
         if arrow.kind == "align":
             continue  # pairs are trained, not tokens
-        filled = np.all([prepared.table.filled(name) for name in arrow.columns], axis=0) & (prepared.split == "train")
-        rows = np.random.default_rng([bench.recipe.seed, 5, number]).permutation(np.flatnonzero(filled))
-        there += len(rows)
-        until = began + BUDGET * (number + 1) / len(prepared.arrows)
-        for row in rows.tolist():
-            if time.perf_counter() > until and looked >= ROWS:
+        mine = rows_of_arrow(prepared, number)
+        cells = prepared.table.column(arrow.output)
+        first = {content(cells[row]): row for row in reversed(mine.tolist())}
+        rows, different = rows + len(mine), different + len(first)
+        until = began + bench.budget * (number + 1) / len(prepared.arrows)
+        for tried, row in enumerate(first.values()):
+            if time.perf_counter() > until and tried >= ROWS:
                 break
             looked += 1
             try:
@@ -276,9 +298,18 @@ def every_row(bench: Bench) -> Finding:
                 continue
             if not trained:
                 return Finding("rows", False, f"row {row} trains no token under '{arrow}'")
-    if not there:
+    if not rows:
         return Finding("rows", True, "does not apply: pairs are trained, not tokens")
-    return Finding("rows", True, f"{looked:,} of {there:,} samples were rendered, each trains at least one token")
+    some = "" if looked == different else f"; {looked:,} of them were looked at in the time there was"
+    return Finding(
+        "rows", True, f"{rows:,} samples have {different:,} different outputs, each trains at least one token{some}"
+    )
+
+
+def rows_of_arrow(prepared: Prepared, number: int) -> np.ndarray:
+    """Training rows that have a value in every column of an arrow, in a seeded order."""
+    filled = np.all([prepared.table.filled(name) for name in prepared.arrows[number].columns], axis=0)
+    return np.random.default_rng([5, number]).permutation(np.flatnonzero(filled & (prepared.split == "train")))
 
 
 def gradients(bench: Bench) -> Finding:
@@ -317,10 +348,11 @@ def resume(bench: Bench) -> Finding:
     """Training in one go, against half of it, a save, a new session, and the rest."""
     with tempfile.TemporaryDirectory() as folder:
         whole = bench.session(Path(folder))
+        losses = steps(whole, 2)
         began = time.perf_counter()
-        losses = [steps(whole, 1)[0]]
-        count = max(4, min(STEPS, int(BUDGET / (time.perf_counter() - began) / 2)))
-        losses += steps(whole, count - 1)
+        losses += steps(whole, 1)  # the first ones plan, and read what is read once
+        count = max(4, min(STEPS, int(bench.budget / (time.perf_counter() - began) / 2)))
+        losses += steps(whole, count - 3)
         first = bench.session(Path(folder))
         again = steps(first, count // 2)
         save(first)
@@ -329,7 +361,11 @@ def resume(bench: Bench) -> Finding:
         again += steps(second, count - count // 2)
     for number, (a, b) in enumerate(zip(losses, again, strict=True), 1):
         if a != b:
-            return Finding("resume", False, f"the loss of step {number} is {a!r} in one go and {b!r} with a resume after step {count // 2}")
+            return Finding(
+                "resume",
+                False,
+                f"the loss of step {number} is {a!r} in one go and {b!r} with a resume after step {count // 2}",
+            )
     for (name, p), q in zip(whole.model.named_parameters(), second.model.parameters(), strict=True):
         if not torch.equal(p, q):
             return Finding("resume", False, f"{name} differs after {count} steps with a resume among them")
@@ -347,16 +383,15 @@ CHECKS: tuple[Callable[[Bench], Finding], ...] = (
 def steps(session: Session, count: int) -> list[float]:
     """Train on; the losses."""
     session.model.train()
-    return [
-        step(session, session.loader.step(session.state.step), time.perf_counter()).loss for _ in range(count)
-    ]
+    return [step(session, session.loader.step(session.state.step), time.perf_counter()).loss for _ in range(count)]
 
 
 @torch.no_grad()
 def summed(model: Model, batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:
     """(arrows,) the loss summed over tokens, and how many they are."""
     _, report = OBJECTIVES[batch.objective](model, batch.to(device))
-    return report["sums"].double().cpu(), report["counts"].cpu()
+    sums, counts = per_arrow(report)
+    return sums.double().cpu(), counts.cpu()
 
 
 def difference(a: Tensor, b: Tensor) -> float:
@@ -372,8 +407,8 @@ def pairs(loader: Loader) -> Iterator[tuple[Batch, Batch]]:
             lane, samples, widths = loader.lanes[index], planner.samples[index], planner.widths(index)
             for row in rows:
                 singles = [[doc._replace(samples=(i,))] for doc in row for i in doc.samples]
-                make = lambda chosen, height: loader._assembler.batch(lane, samples, chosen, height, widths)
-                yield make([row], 1), make(singles, len(singles))
+                make = partial(loader._assembler.batch, lane, samples)
+                yield make([row], 1, widths), make(singles, len(singles), widths)
 
 
 def alone(bench: Bench) -> Iterator[Batch]:
@@ -388,8 +423,8 @@ def rows_of(batch: Batch, rows: list[int]) -> Batch:
     pick = lambda t: None if t is None else t[rows]
     source = None if batch.source is None else tokens_of(batch.source, rows, 0, batch.source.ids.shape[1])
     return replace(
-        batch, tokens=tokens_of(batch.tokens, rows, 0, batch.tokens.ids.shape[1]), source=source, targets=pick(batch.targets),
-        weights=pick(batch.weights), arrow=pick(batch.arrow),
+        batch, tokens=tokens_of(batch.tokens, rows, 0, batch.tokens.ids.shape[1]), source=source,
+        targets=pick(batch.targets), weights=pick(batch.weights), arrow=pick(batch.arrow),
         rows=[batch.rows[i] for i in rows] if len(batch.rows) == len(batch.tokens.ids) else batch.rows,
     )  # fmt: skip
 
@@ -402,8 +437,8 @@ def narrow(batch: Batch) -> Batch:
     cut = lambda t: None if t is None else t[:, :n]
     source = None if batch.source is None else tokens_of(batch.source, every, 0, width(batch.source))
     return replace(
-        batch, tokens=tokens_of(batch.tokens, every, 0, n), source=source, targets=cut(batch.targets), weights=cut(batch.weights),
-        arrow=cut(batch.arrow),
+        batch, tokens=tokens_of(batch.tokens, every, 0, n), source=source, targets=cut(batch.targets),
+        weights=cut(batch.weights), arrow=cut(batch.arrow),
     )  # fmt: skip
 
 
@@ -423,7 +458,12 @@ def tokens_of(tokens: Tokens, rows: list[int], start: int, stop: int) -> Tokens:
         if (at >= 0).any():
             media.append(Media(one.kind, one.values[at >= 0], at[at >= 0]))
     return Tokens(
-        tokens.ids[rows, start:stop], cut(tokens.document), cut(tokens.branch), cut(tokens.span), cut(tokens.positions), tuple(media)
+        tokens.ids[rows, start:stop],
+        cut(tokens.document),
+        cut(tokens.branch),
+        cut(tokens.span),
+        cut(tokens.positions),
+        tuple(media),
     )
 
 
@@ -433,8 +473,8 @@ def tokens_of(tokens: Tokens, rows: list[int], start: int, stop: int) -> Tokens:
 def check(data: Any, *arrows: str, family: str | None = None, overrides: Sequence[str] = ()) -> Findings:
     """Prove the invariants above for a run that these words would start. Nothing is written.
 
-    Codecs are only begun, since what a code looks like proves nothing. Raises CheckError naming the row or tensor of each
-    red one, and WeftError for what the user can mend before.
+    Codecs are only begun, since what a code looks like proves nothing. Raises CheckError naming the row or tensor of
+    each red one, and WeftError for what the user can mend before.
     """
     from weft.data.sources import open_table
     from weft.train.prepare import prepare
@@ -445,4 +485,4 @@ def check(data: Any, *arrows: str, family: str | None = None, overrides: Sequenc
     options = replace(recipe.train.options, dtype=pick_dtype(recipe.train.options.dtype, device))
     recipe = replace(recipe, train=replace(recipe.train, options=options))
     prepared = prepare(recipe, open_table(recipe.data) if source is None else source, quick=True)
-    return prove(recipe, prepared)
+    return prove(recipe, prepared, budget=12.0)

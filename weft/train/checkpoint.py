@@ -34,14 +34,17 @@ MANIFEST = "manifest.json"
 
 def weights(model: nn.Module) -> dict[str, Tensor]:
     """Parameters and persistent buffers by name, a shared one under its first name only."""
-    named = {**dict(model.named_parameters()), **dict(model.named_buffers())}  # both leave out later names of one tensor
-    return {name: tensor.detach() for name, tensor in named.items() if name in model.state_dict().keys()}
+    kept = model.state_dict().keys()  # leaves out buffers that are derived; the two below leave out later names
+    named = [*model.named_parameters(), *model.named_buffers()]
+    return {name: tensor.detach() for name, tensor in named if name in kept}
 
 
 def fill(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Put `weights` back. Raises RunError unless names and shapes are exactly the model's."""
     own = weights(model)
-    wrong = [f"{n} is missing" for n in own if n not in tensors] + [f"{n} is not the model's" for n in tensors if n not in own]
+    wrong = [f"{n} is missing" for n in own if n not in tensors] + [
+        f"{n} is not the model's" for n in tensors if n not in own
+    ]
     wrong += [
         f"{n} is {tuple(tensors[n].shape)}, the model's {tuple(t.shape)}"
         for n, t in own.items()
@@ -84,7 +87,7 @@ def save(folder: Path, step: int, parts: Mapping[str, Any], keep: int) -> Path:
 
 
 def discard(path: Path) -> None:
-    """Remove a checkpoint: out of sight by one rename first, so that a kill while files are deleted leaves no half of it."""
+    """Remove a checkpoint: out of sight by one rename first, so that a kill while its files go leaves no half of it."""
     if path.exists():
         hidden = path.with_name(f".{path.name}.old.{os.getpid()}")
         os.rename(path, hidden)

@@ -1,8 +1,8 @@
 """How long a run will take and how much memory, measured before it starts: a few real steps on real batches.
 
-    minutes ─┐                       ┌─ compile?   if the steps saved outweigh the compiling
-             ├─ real steps, timed ───┼─ steps      fixed here, saved in the recipe, so that a resume repeats them
-    batches ─┘                       └─ seconds and bytes, held against what they then were
+minutes ─┐                       ┌─ compile?   if the steps saved outweigh the compiling
+         ├─ real steps, timed ───┼─ steps      fixed here, saved in the recipe, so that a resume repeats them
+batches ─┘                       └─ seconds and bytes, held against what they then were
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ COMPILING = 35.0  # seconds that compiling takes where it was never done (17-37 
 GAIN = {"bfloat16": 1.4, "float32": 1.8}  # how much faster a compiled step is, seen on two cores
 TIMED = 3  # steps timed, after one that warms up
 SLACK = 1.03  # later steps are this much slower than the ones timed: the machine is not alone
+HELD = 2  # steps' worth of held-out rows that one validation looks at, at most
 BLIND = 2  # times the blind-modality alarm is run
 VALIDATIONS = 20  # per run, where the recipe does not say
 MEMORY = 0.6  # of the free memory, for a micro-batch
@@ -62,15 +63,19 @@ def forecast(
 ) -> tuple[Forecast, Recipe]:  # fmt: skip
     """Time real steps, decide compile and steps, and put model and optimiser back to where they were.
 
-    batches  of the first steps, as the loader gives them; spent  seconds of the recipe's minutes that are gone already;
-    columns  inputs that the blind-modality alarm will shuffle; trial  nothing will be trained: what compiling would do is
-    taken from experience, not measured.
+    batches  of the first steps, as the loader gives them
+    spent    seconds of the recipe's minutes that are gone already
+    columns  inputs that the blind-modality alarm will shuffle
+    trial    nothing will be trained: what compiling would do is taken from experience, not measured
+
     Returns the forecast, and the recipe with steps, compile, save_every and evaluate_every filled in.
     """
     recipe, began = session.run.recipe, time.perf_counter()
     train = recipe.train
     if train.options.compile not in COMPILE:
-        raise RecipeError(f"train.options.compile is {train.options.compile!r}.{nearest(train.options.compile, COMPILE)}")
+        raise RecipeError(
+            f"train.options.compile is {train.options.compile!r}.{nearest(train.options.compile, COMPILE)}"
+        )
     start = {name: tensor.clone() for name, tensor in checkpoint.weights(session.model).items()}
     pace, tokens = timed(session, batches)
     left = lambda: 60 * train.minutes - spent - (time.perf_counter() - began)
@@ -103,7 +108,7 @@ def forecast(
 
 
 def rows_that_fit(session: Session, batch: Batch) -> int:
-    """Rows of a micro-batch: all of the step's if what the backward pass needs of them fits into free memory, else fewer.
+    """Rows of a micro-batch: all of the step's, or what the backward pass has the memory for.
 
     Measured on one forward pass of `batch`: the bytes that autograd keeps, parameters left out.
     """
@@ -116,7 +121,10 @@ def rows_that_fit(session: Session, batch: Batch) -> int:
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), autocast(session.device, session.recipe.options.dtype):
+    with (
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        autocast(session.device, session.recipe.options.dtype),
+    ):
         loss, _ = OBJECTIVES[batch.objective](session.model, batch.to(session.device))
     del loss
     rows = len(batch.tokens.ids)
@@ -129,7 +137,7 @@ def watching(train: TrainRecipe, columns: int) -> float:
     """What validation and the blind-modality alarm cost, in steps. A pass without gradients is a third of a step."""
     every = train.options.evaluate_every
     validations = train.steps / every if train.steps and every else VALIDATIONS
-    return (validations + BLIND * (1 + columns)) / 3
+    return HELD * (validations + BLIND * (1 + columns)) / 3
 
 
 def timed(session: Session, batches: Sequence[Sequence[Batch]]) -> tuple[float, float]:
@@ -142,13 +150,13 @@ def timed(session: Session, batches: Sequence[Sequence[Batch]]) -> tuple[float, 
 
 
 def pays(train: TrainRecipe, pace: float, left: float) -> bool:
-    """Whether a run of these steps, or of the steps that fit into `left` seconds, gains more by compiling than it costs."""
+    """Whether a run of these steps, or of those that fit into `left` seconds, gains more by compiling than it costs."""
     seconds = train.steps * pace if train.steps else left
     return seconds * (1 - 1 / GAIN[train.options.dtype]) > COMPILING
 
 
 def compiled(session: Session, batches: Sequence[Sequence[Batch]], pace: float, say: Say) -> tuple[float, float]:
-    """Compile the stacks; seconds that it took, and of a step now. Where it cannot be done or does not help, undo it."""
+    """Compile the stacks; seconds that it took, and of a step now. Undone where it fails or does not help."""
     must = session.recipe.options.compile == "on"
     began = time.perf_counter()
     compile_stacks(session.model)
@@ -156,7 +164,9 @@ def compiled(session: Session, batches: Sequence[Sequence[Batch]], pace: float, 
         step(session, batches[0], began)
     except Exception as error:
         if must:
-            raise RecipeError(f"train.options.compile is on, and compiling fails here: {error}. Set it to off.") from error
+            raise RecipeError(
+                f"train.options.compile is on, and compiling fails here: {error}. Set it to off."
+            ) from error
         say(f"compiling is not possible here ({str(error).splitlines()[0]}): going on without")
         uncompile(session.model)
         session.optimizer.zero()
@@ -171,7 +181,7 @@ def compiled(session: Session, batches: Sequence[Sequence[Batch]], pace: float, 
 
 
 def compile_stacks(model: Model) -> None:
-    """Mark the stacks; they are compiled by their first step. All batches have one shape, so one graph each is enough."""
+    """Mark the stacks; they are compiled by their first step. Batches have one shape, so one graph each is enough."""
     for stack in model.stack_modules():
         stack.compile(dynamic=False)
 

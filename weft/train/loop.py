@@ -1,9 +1,9 @@
 """The one loop, for any arrow and any modality.
 
-    step n:  batches (a pure function of seed and n)
-             -> forward, backward per micro-batch           the loss is per token of the whole step
-             -> clip -> optimiser at schedule(n)            a step that is not finite changes nothing, and is counted
-             -> watchers: log, evaluate, save, blind        each knows when its time is
+step n:  batches (a pure function of seed and n)
+         -> forward, backward per micro-batch           the loss is per token of the whole step
+         -> clip -> optimiser at schedule(n)            a step that is not finite changes nothing, and is counted
+         -> watchers: log, evaluate, save, blind        each knows when its time is
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -92,7 +92,7 @@ Watcher = Callable[[Session, Report], None]
 
 
 def loop(session: Session, watchers: Sequence[Watcher], stop: Interrupt) -> None:
-    """Train from `session.state` to the recipe's last step, or until `stop` is asked. Raises RunError where it diverges."""
+    """Train from `session.state` to the recipe's last step, or until `stop` is asked. Raises RunError if it diverges."""
     state, recipe = session.state, session.recipe
     session.model.train()
     batches = session.loader.iterate(state.step)
@@ -142,9 +142,15 @@ def backward(session: Session, batches: Sequence[Batch]) -> tuple[Tensor, Tensor
             loss, report = OBJECTIVES[batch.objective](session.model, batch.to(device))
         loss.backward()
         total += loss.detach()
-        sums[: len(report["sums"])] += report["sums"]  # an objective numbers the arrows as far as it met them
-        counts[: len(report["counts"])] += report["counts"]
+        mine, tokens = per_arrow(report)
+        sums[: len(mine)] += mine  # an objective numbers the arrows as far as it met them
+        counts[: len(tokens)] += tokens
     return total, sums, counts
+
+
+def per_arrow(report: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """(arrows,) twice of an objective's report: the loss summed over the tokens of each arrow, and their number."""
+    return report["sums"], report["counts"]
 
 
 def save(session: Session) -> None:
@@ -173,8 +179,8 @@ def restore(session: Session, say: Callable[[str], None]) -> bool:
     session.run.forget_after(session.state.step)
     if path is not None and session.state.threads != torch.get_num_threads():
         say(
-            f"saved with {session.state.threads} threads, now there are {torch.get_num_threads()}: sums round differently, "
-            "so the numbers will not repeat to the last bit"
+            f"saved with {session.state.threads} threads, now there are {torch.get_num_threads()}: sums round "
+            "differently, so the numbers will not repeat to the last bit"
         )
     session.state.threads = torch.get_num_threads()
     return path is not None
@@ -189,8 +195,8 @@ def diverged(state: State, recipe: TrainRecipe) -> str:
     if recipe.options.dtype == "bfloat16":
         tries.append("train.options.dtype=float32")
     return (
-        f"Loss or gradient was not finite in {state.streak} steps in a row, the last at step {state.step}. They changed "
-        f"nothing; the last checkpoint is good. Train anew with a gentler recipe, for example: {' '.join(tries)}"
+        f"Loss or gradient was not finite in {state.streak} steps in a row, the last at step {state.step}. They "
+        f"changed nothing; the last checkpoint is good. Train anew with a gentler recipe, for example: {' '.join(tries)}"
     )
 
 
@@ -219,5 +225,3 @@ class Interrupt:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = signal.Signals(number).name
-
-

@@ -58,7 +58,7 @@ class Muon(torch.optim.Optimizer):
         """One update from the gradients that are there; a parameter without one is left as it is."""
         for group in self.param_groups:
             for params in same_shape(p for p in group["params"] if p.grad is not None).values():
-                grads = torch.stack([p.grad for p in params])  # (K,M,N)
+                grads = torch.stack([p.grad for p in params if p.grad is not None])  # (K,M,N)
                 for p in params:
                     if not self.state[p]:
                         self.state[p]["momentum"] = torch.zeros_like(p)
@@ -80,8 +80,8 @@ def same_shape(params: Iterable[Tensor]) -> dict[torch.Size, list[Tensor]]:
     return shapes
 
 
-def hidden_matrices(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The weights of linear maps inside the model's stacks: what Muon is for. Tables, stems, heads are not among them."""
+def hidden_matrices(model: nn.Module) -> dict[str, Tensor]:
+    """The weights of linear maps inside the model's stacks: what Muon is for. Tables, stems and heads are not."""
     inside = {id(m) for stack in model.stack_modules() for m in stack.modules()}  # type: ignore[operator]
     return {
         f"{path}.weight": module.weight

@@ -69,7 +69,7 @@ class Plan:
 
 
 def plan(data: Any, *arrows: str, family: str | None = None, overrides: Sequence[str] = ()) -> Plan:
-    """Say what a run that these words would start does: columns, arrows, samples, size, time and memory. Nothing is written.
+    """What a run of these words would do: columns, arrows, samples, size, time and memory. Nothing is written.
 
     The forecast is measured on real steps. Raises WeftError for what the user can mend.
     """
@@ -120,4 +120,6 @@ def aligned(rows: Sequence[dict[str, str]], keys: Sequence[str]) -> list[str]:
     """Rows of a table as lines, columns under each other."""
     lines = [list(keys), *([str(row.get(key, "")) for key in keys] for row in rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(keys))]
-    return ["  " + "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    return [
+        "  " + "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    ]

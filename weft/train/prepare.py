@@ -1,8 +1,8 @@
 """From a recipe and a table to everything that a model needs before its first step.
 
-    table ─ types ─ split ─┬─ text codec        from the training rows' texts only
-                           ├─ image, audio codec    only for columns that an arrow produces; training rows only
-                           └─ vocabulary ─ renderer ─ model config
+table ─ types ─ split ─┬─ text codec        from the training rows' texts only
+                       ├─ image, audio codec    only for columns that an arrow produces; training rows only
+                       └─ vocabulary ─ renderer ─ model config
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,9 @@ def prepare(
     if folder is not None:
         renderer.save(folder)
         show_codecs(folder / "codecs", codecs, told, samples(recipe, table, split, arrows, types, codecs))
-    return Prepared(table, split, types, arrows, resolutions, renderer, config, {kind: t["steps"] for kind, t in told.items()})
+    return Prepared(
+        table, split, types, arrows, resolutions, renderer, config, {kind: t["steps"] for kind, t in told.items()}
+    )
 
 
 def text_codec(recipe: Recipe, table: Table, rows: np.ndarray, types: dict[str, ColumnType]) -> TextCodec | None:
@@ -126,10 +129,11 @@ def media_codecs(
     for kind, columns in produced(arrows, types).items():
         rows_of = producing(table, rows, arrows, columns)
         items = [item for item, _ in distinct(recipe, table, rows_of, kind, FEW if quick else ITEMS)]
-        maker, settings = (ImageCodec, recipe.image) if kind == "image" else (AudioCodec, recipe.audio)
-        train = lambda some, n: maker.train(some, settings, seed=recipe.seed, steps=n)
+        maker: Any = ImageCodec if kind == "image" else AudioCodec
+        settings = recipe.image if kind == "image" else recipe.audio
+        train = partial(maker.train, settings=settings, seed=recipe.seed)
         count = PROBE if quick else settings.codec_steps or affordable(recipe, items, train, maker.STEPS)
-        codec, report = train(items, count)
+        codec, report = train(items, steps=count)
         codecs[kind], told[kind] = codec, {"codebook": codec.size, "use": report.used, "steps": count, **asdict(report)}
         say(
             f"{kind} codes: {report.used:.0%} of {codec.size} in use, error {report.error:.3g} (the mean {kind}: "
@@ -138,12 +142,12 @@ def media_codecs(
     return codecs, told
 
 
-def affordable(recipe: Recipe, items: Sequence[np.ndarray], train: Callable[[Any, int], Any], most: int) -> int:
+def affordable(recipe: Recipe, items: Sequence[np.ndarray], train: Callable[..., Any], most: int) -> int:
     """Steps of a codec: `most`, or fewer where the run is bounded by minutes and its share of them is not enough."""
     if recipe.train.steps:
         return most
     began = time.perf_counter()
-    train(items[:FEW], PROBE)
+    train(items[:FEW], steps=PROBE)
     return min(most, max(PROBE, int(SHARE * 60 * recipe.train.minutes * PROBE / (time.perf_counter() - began))))
 
 
@@ -209,7 +213,8 @@ def model_config(
     }
     model = recipe.model
     return families.make(
-        model.family, vocab=vocabulary.size, length=recipe.train.length, dim=model.dim, depth=model.depth, heads=model.heads,
+        model.family, vocab=vocabulary.size, length=recipe.train.length,
+        dim=model.dim, depth=model.depth, heads=model.heads,
         stems={kind: n for kind, n in features.items() if kind in inputs}, labels=labels,
         language=any(r.head == "language" for r in resolutions), options=dict(model.options),
     )  # fmt: skip

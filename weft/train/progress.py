@@ -68,7 +68,8 @@ class Progress:
     def line(self) -> str:
         """One line for logs."""
         arrows = "  ".join(f"{name} {value:.3f}" for name, value in self.losses.items())
-        return f"step {self.done}/{self.steps}  loss {self.loss:.3f}  {arrows}  {self.speed:,.0f} tokens/s  {clock(self.left)} left"
+        head = f"step {self.done}/{self.steps}  loss {self.loss:.3f}"
+        return f"{head}  {arrows}  {self.speed:,.0f} tokens/s  {clock(self.left)} left"
 
     def __rich__(self) -> Group:
         head = Table.grid(padding=(0, 2))

@@ -1,8 +1,8 @@
 """The learning rate over a run, as a factor between 0 and 1 of the recipe's rate.
 
-    1 |   ________________           wsd       warm-up, stable, linear decay to 0 (Hu et al. 2024, MiniCPM; Haegele et al. 2024)
-      |  /                 \\         cosine    warm-up, then half a cosine to 0 (Loshchilov & Hutter 2017)
-    0 | /                   \\        constant  warm-up only
+1 |   ________________           wsd       warm-up, stable, linear decay to 0 (Hu et al. 2024, MiniCPM)
+  |  /                 \\         cosine    warm-up, then half a cosine to 0 (Loshchilov & Hutter 2017)
+0 | /                   \\        constant  warm-up only
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ SCHEDULES = ("wsd", "cosine", "constant")
 
 
 def factor(step: int, recipe: TrainRecipe) -> float:
-    """What the rate of `step` (1-based, of `recipe.steps`) is multiplied with. Raises RecipeError for an unknown name."""
+    """What the rate of `step` (from 1 to `recipe.steps`) is multiplied with. Raises RecipeError for an unknown name."""
     steps, options = recipe.steps, recipe.options
     if recipe.schedule not in SCHEDULES:
         raise RecipeError(f"train.schedule is {recipe.schedule!r}.{nearest(recipe.schedule, SCHEDULES)}")

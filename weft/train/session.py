@@ -1,8 +1,8 @@
 """`train`: from words to a trained run directory, and from a half-trained one on.
 
-    recipe ─ table ─ prepare ─ check ─ forecast ─┐          a new run
-                                                 ├─ loop ─ model.safetensors, card.md
-    run directory ─ newest valid checkpoint ─────┘          a resumed one
+recipe ─ table ─ prepare ─ check ─ forecast ─┐          a new run
+                                             ├─ loop ─ model.safetensors, card.md
+run directory ─ newest valid checkpoint ─────┘          a resumed one
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from weft.recipe import Recipe, load, override
 from weft.run import CONFIG, METRICS, Run, replace_text
 from weft.train.card import card
 from weft.train.check import prove
-from weft.train.forecast import Forecast, compile_stacks, forecast, rows_that_fit
+from weft.train.forecast import HELD, Forecast, compile_stacks, forecast, rows_that_fit
 from weft.train.loop import Interrupt, Session, Watcher, loop, restore, save
 from weft.train.machine import describe as describe_machine
 from weft.train.machine import peak_memory, pick_device, pick_dtype
@@ -44,7 +44,8 @@ from weft.train.progress import Progress, speak
 from weft.train.watch import Blind, Evaluate, Log, Save, swapped
 
 PREPARED = "prepared.json"  # written last before the first step: from then on a run only needs to be gone on with
-HELD = 8  # micro-batches of held-out rows that a validation looks at
+SAMPLES = 40  # held-out rows of each arrow that a validation looks at
+PIECES = 8  # batches that a step's worth of them is looked at in
 
 
 def train(
@@ -66,13 +67,16 @@ def train(
     overrides  "key=value" of the recipe, as "train.lr=0.01"
     json       print the held-out losses as JSON to stdout at the end
 
-    Ctrl-C or SIGTERM saves and returns; a second one raises KeyboardInterrupt. Raises WeftError for what the user can mend.
+    Ctrl-C or SIGTERM saves and returns; a second one raises KeyboardInterrupt. Raises WeftError for what the user can
+    mend.
     """
     began = time.perf_counter()
     if resume is not None:
         run = resume if isinstance(resume, Run) else Run.open(resume, None if isinstance(data, str | Path) else data)
         if minutes is not None or steps is not None:
-            raise RecipeError("A resumed run keeps its number of steps, so that it repeats: leave out minutes and steps.")
+            raise RecipeError(
+                "A resumed run keeps its number of steps, so that it repeats: leave out minutes and steps."
+            )
     else:
         if data is None:
             raise RecipeError("Name the data, or the run to resume.")
@@ -87,15 +91,15 @@ def train(
 
 
 def make_recipe(
-    data: Any, arrows: Sequence[str], *, family: str | None = None, minutes: float | None = None, steps: int | None = None,
-    overrides: Sequence[str] = (),
+    data: Any, arrows: Sequence[str], *, family: str | None = None, minutes: float | None = None,
+    steps: int | None = None, overrides: Sequence[str] = (),
 ) -> tuple[Recipe, Any]:  # fmt: skip
     """The recipe that these words mean, and the table where it is held in memory (else None)."""
     source = None
     if isinstance(data, str | Path) and str(data).endswith(".toml"):
         recipe = load(data)
         if not recipe.data:
-            raise RecipeError(f"{data} names no data: add a line such as data = \"photos/metadata.csv\".")
+            raise RecipeError(f'{data} names no data: add a line such as data = "photos/metadata.csv".')
     elif isinstance(data, str | Path):
         recipe = Recipe(data=str(data))
     else:
@@ -110,7 +114,9 @@ def make_recipe(
         recipe = replace(recipe, train=replace(recipe.train, steps=steps))
     recipe = override(recipe, list(overrides))
     if recipe.train.steps < 0 or recipe.train.minutes <= 0:
-        raise RecipeError(f"train.steps={recipe.train.steps}, train.minutes={recipe.train.minutes}: they have to be positive.")
+        raise RecipeError(
+            f"train.steps={recipe.train.steps}, train.minutes={recipe.train.minutes}: they have to be positive."
+        )
     if source is None and Path(recipe.data).exists():
         recipe = replace(recipe, data=str(Path(recipe.data).resolve()))  # a resume may come from another folder
     return recipe, source
@@ -164,9 +170,9 @@ def begin(run: Run, began: float) -> tuple[Session, Prepared]:
     prepared = prepare(run.recipe, run.table, run.path, speak)
     run.recipe = resolved(run.recipe, prepared)
     replace_text(run.path / CONFIG, json_module.dumps(to_tree(prepared.config), indent=1) + "\n")
+    code_ahead(prepared)
     if options.check:
         speak(str(prove(run.recipe, prepared)))
-    code_ahead(prepared)
     session = assemble(run, prepared, device)
     batches = settle(session)
     found, run.recipe = forecast(
@@ -198,7 +204,8 @@ def reopen(run: Run) -> tuple[Session, Prepared]:
     said = json_module.loads((run.path / PREPARED).read_text(encoding="utf-8"))
     if said["fingerprint"] != run.table.fingerprint:
         raise RunError(
-            f"{run.table.name} is not what {run.path} was trained on: its content has changed. Restore it, or train anew."
+            f"{run.table.name} is not what {run.path} was trained on: its content has changed. "
+            "Restore it, or train anew."
         )
     arrows, types, resolutions = understand(run.recipe, run.table)
     prepared = Prepared(run.table, run.split, types, arrows, resolutions, run.renderer, run.config)
@@ -208,7 +215,10 @@ def reopen(run: Run) -> tuple[Session, Prepared]:
         compile_stacks(session.model)
     there = restore(session, speak)
     run.record(event="resume", step=session.state.step)
-    speak(f"going on with {run.path} " + (f"after step {session.state.step:,}" if there else "at its first step: nothing was saved"))
+    speak(
+        f"going on with {run.path} "
+        + (f"after step {session.state.step:,}" if there else "at its first step: nothing was saved")
+    )
     return session, prepared
 
 
@@ -232,8 +242,8 @@ def assemble(run: Run, prepared: Prepared, device: torch.device) -> Session:
 def loader_of(prepared: Prepared, recipe: Recipe, table: Table | None = None) -> Loader:
     """The loader of the run's rows, or of another table with the same rows."""
     return Loader(
-        table or prepared.table, prepared.renderer, arrows=prepared.arrows, resolutions=prepared.resolutions, recipe=recipe,
-        split=prepared.split,
+        table or prepared.table, prepared.renderer, arrows=prepared.arrows, resolutions=prepared.resolutions,
+        recipe=recipe, split=prepared.split,
     )  # fmt: skip
 
 
@@ -265,21 +275,22 @@ def held_out(session: Session, prepared: Prepared, say: Callable[[str], None]) -
 
 
 def look_at(session: Session, prepared: Prepared, table: Table) -> list[Batch]:
-    """About one step of a table's validation rows, in HELD micro-batches, so that their spread tells how sure a mean is."""
+    """SAMPLES validation rows of each arrow, at most HELD steps' worth, in small batches: their spread tells how sure a
+    mean is.
+    """
     recipe = session.run.recipe
     train = recipe.train
     height = max(1, train.tokens // train.length)
-    loader = loader_of(prepared, replace(recipe, train=replace(train, micro=math.ceil(height / HELD))), table)
-    limit = max(HELD, train.tokens // len(prepared.arrows) // 8)  # samples per arrow; an eighth of a token is less than any
-    steps = loader.evaluation("validation", limit)
-    return list(islice((batch for batches in steps for batch in batches), HELD))
+    loader = loader_of(prepared, replace(recipe, train=replace(train, micro=math.ceil(height / PIECES))), table)
+    steps = loader.evaluation("validation", SAMPLES)
+    return [batch for batches in islice(steps, HELD) for batch in batches]
 
 
 # ------------------------------------------------------------------------------------------------ what is written
 
 
 def results(run: Run) -> list[dict[str, Any]]:
-    """The last validation as `weft eval --json` writes its results: the loss per token of each arrow. n counts tokens."""
+    """The last validation as `weft eval --json` writes results: the loss per token of each arrow. n counts tokens."""
     lines = run.metrics("validation")
     if not lines:
         return []

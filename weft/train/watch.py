@@ -1,9 +1,9 @@
 """Watchers: called after each step, each knows when its time is.
 
-    Log        a line in metrics.jsonl, and what the person at the terminal sees
-    Evaluate   loss on held-out rows, per arrow
-    Blind      does the model use its inputs? Each is swapped between rows: the loss must rise
-    Save       a checkpoint
+Log        a line in metrics.jsonl, and what the person at the terminal sees
+Evaluate   loss on held-out rows, per arrow
+Blind      does the model use its inputs? Each is swapped between rows: the loss must rise
+Save       a checkpoint
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 
 from weft.data.batch import Batch
 from weft.objectives import OBJECTIVES
-from weft.train.loop import Report, Session, save
+from weft.train.loop import Report, Session, per_arrow, save
 from weft.train.machine import autocast, eager
 from weft.train.progress import Progress
 
@@ -38,12 +38,14 @@ class Log:
         state = session.state
         if report.finite:
             session.run.record(
-                step=state.step, time=state.seconds, loss=report.loss, arrows=report.arrows, norm=report.norm, lr=report.lr,
-                tokens_per_second=report.tokens / report.seconds, waited=report.waited,
+                step=state.step, time=state.seconds, loss=report.loss, arrows=report.arrows, norm=report.norm,
+                lr=report.lr, tokens_per_second=report.tokens / report.seconds, waited=report.waited,
             )  # fmt: skip
         else:
             session.run.record(event="nonfinite", step=state.step, loss=str(report.loss), norm=str(report.norm))
-            self.progress.say(f"step {state.step} was not finite (loss {report.loss}, gradient {report.norm}): it changes nothing")
+            self.progress.say(
+                f"step {state.step} was not finite (loss {report.loss}, gradient {report.norm}): it changes nothing"
+            )
         self.progress.step(state.step, report.loss, report.arrows, report.tokens)
 
 
@@ -112,12 +114,20 @@ class Blind:
                 loss, swapped, noise = found
                 ignored = swapped - loss < noise
                 session.run.record(
-                    event="blind", step=step, arrow=name, column=column, loss=loss, shuffled=swapped, noise=noise, ignored=ignored
+                    event="blind",
+                    step=step,
+                    arrow=name,
+                    column=column,
+                    loss=loss,
+                    shuffled=swapped,
+                    noise=noise,
+                    ignored=ignored,
                 )
                 if ignored and step == steps:
                     self.say(
                         f"'{name}' does not use {column}: with another row's {column} the loss goes from {loss:.3f} to "
-                        f"{swapped:.3f}, which is noise. Train longer, or see whether {column} says anything about the output."
+                        f"{swapped:.3f}, which is noise. Train longer, or see whether {column} says anything about "
+                        "the output."
                     )
 
 
@@ -128,7 +138,7 @@ def due(session: Session, every: int) -> bool:
 
 @torch.no_grad()
 def losses(session: Session, batches: Iterable[Batch]) -> np.ndarray:
-    """(batches,arrows,2): the loss summed over the tokens of each arrow, and how many they are. Training is not touched."""
+    """(batches,arrows,2): the loss summed over the tokens of each arrow, and their number. Training is not touched."""
     model, device = session.model, session.device
     model.eval()
     found = []
@@ -137,15 +147,17 @@ def losses(session: Session, batches: Iterable[Batch]) -> np.ndarray:
             with autocast(device, session.recipe.options.dtype):
                 _, report = OBJECTIVES[batch.objective](model, batch.to(device))
             here = np.zeros((len(session.names), 2))
-            here[: len(report["sums"]), 0] = report["sums"].float().cpu().numpy()
-            here[: len(report["counts"]), 1] = report["counts"].float().cpu().numpy()
+            sums, counts = per_arrow(report)
+            here[: len(sums), 0] = sums.float().cpu().numpy()
+            here[: len(counts), 1] = counts.float().cpu().numpy()
             found.append(here)
     model.train()
     return np.array(found).reshape(-1, len(session.names), 2)
 
 
 def rise(before: np.ndarray, after: np.ndarray) -> tuple[float, float, float] | None:
-    """Loss before, loss after, and the rise that chance would make (two standard errors), from (batches,2) sums and counts.
+    """Loss before, loss after, and the rise that chance would make (two standard errors), from (batches,2) sums and
+    counts.
 
     None: too few batches hold the arrow to tell.
     """
@@ -165,7 +177,7 @@ def spread(batches: np.ndarray) -> tuple[float, float]:
 
 
 def swapped(table: Table, column: str, rows: np.ndarray, seed: int) -> Table | None:
-    """The table with `column` moved on by one among the filled ones of `rows`, in a seeded order: no row keeps its cell.
+    """The table with `column` moved on by one among the filled ones of `rows`, in a seeded order.
 
     None: there are too few different cells for it to mean anything.
     """
@@ -178,4 +190,6 @@ def swapped(table: Table, column: str, rows: np.ndarray, seed: int) -> Table | N
     order = np.random.default_rng(seed).permutation(rows)
     moved = dict(zip(order.tolist(), [cells[i] for i in np.roll(order, 1)], strict=True))
     changed = [moved.get(i, cell) for i, cell in enumerate(cells)]
-    return Table({name: changed if name == column else table.column(name) for name in table.columns}, table.folder, table.name)
+    return Table(
+        {name: changed if name == column else table.column(name) for name in table.columns}, table.folder, table.name
+    )
