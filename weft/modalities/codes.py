@@ -4,7 +4,7 @@ Shape letters:  B items  F numbers of one cell  (h,w) grid of cells  D numbers p
                 S pixels per side  T frames  M mel bands
 
     image (S,S,3)  cut into h x w square cells ┐                                          ┌ cells -> image
-    sound (T,M)    cut into 1 x w cells of     ├─ encoder ─> (D,h,w) ─> ids ─> decoder ───┤
+    sound (T,M)    cut into 1 x w cells of     ├─ encoder ─> (h,w,D) ─> ids ─> decoder ───┤
                    `hop` frames                ┘             nearest code                 └ cells -> frames
 
 Both are one small convolutional network at the resolution of the grid (`autoencoder.py`): one code per cell, and each
@@ -23,7 +23,6 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -224,7 +223,7 @@ class AudioCodec(Codec):
         def draw(generator: torch.Generator) -> Tensor:
             starts = torch.randint(len(flat) - cls.CROP * hop + 1, (cls.DRAWN, 1), generator=generator)
             crops = flat[starts + torch.arange(cls.CROP * hop)]  # (B,frames,M), from any frame on
-            return crops.view(cls.DRAWN, cls.CROP, hop * mels).transpose(1, 2)[:, :, None]  # (B,F,1,w)
+            return crops.view(cls.DRAWN, 1, cls.CROP, hop * mels)  # (B,1,w,F)
 
         config = CodecConfig(hop * mels, 0, settings.codebook)
         started = time.perf_counter()
@@ -248,7 +247,7 @@ class AudioCodec(Codec):
             padded = np.full((len(chosen), width * hop, bands), -1, np.float32)
             for row, index in enumerate(chosen):
                 padded[row, : len(mels[index])] = mels[index]
-            cells = torch.from_numpy(padded).view(len(chosen), width, hop * bands).transpose(1, 2)[:, :, None]
+            cells = torch.from_numpy(padded).view(len(chosen), 1, width, hop * bands)
             mask = _mask([lengths[i] for i in chosen], width).to(self.device)
             ids = self.network.ids(cells.to(self.device), mask)[:, 0].cpu().numpy()  # (B,w)
             for row, index in enumerate(chosen):
@@ -268,8 +267,8 @@ class AudioCodec(Codec):
             for row, index in enumerate(chosen):
                 padded[row, 0, : lengths[index]] = checked[index]
             mask = _mask([lengths[i] for i in chosen], width).to(self.device)
-            cells = self.network.cells(torch.from_numpy(padded).to(self.device), mask)[:, :, 0]  # (B,F,w)
-            frames = cells.transpose(1, 2).reshape(len(chosen), width * hop, bands).clamp_min(-1).cpu().numpy()
+            cells = self.network.cells(torch.from_numpy(padded).to(self.device), mask)  # (B,1,w,F)
+            frames = cells.view(len(chosen), width * hop, bands).clamp_min(-1).cpu().numpy()
             for row, index in enumerate(chosen):
                 done[index] = frames[row, : lengths[index] * hop]
         return done
@@ -307,8 +306,8 @@ def _batches(lengths: Sequence[int], size: int) -> list[np.ndarray]:
 
 
 def _mask(lengths: Sequence[int], width: int) -> Tensor:
-    """(B,1,1,w): 1 where an item still is, 0 beyond its end."""
-    return (torch.arange(width) < torch.tensor(lengths)[:, None]).float()[:, None, None]
+    """(B,1,w,1): 1 where an item still is, 0 beyond its end."""
+    return (torch.arange(width) < torch.tensor(lengths)[:, None]).float()[:, None, :, None]
 
 
 def _check_mel(mel: np.ndarray, mels: int, name: str) -> None:
@@ -317,12 +316,14 @@ def _check_mel(mel: np.ndarray, mels: int, name: str) -> None:
 
 
 def _to_cells(pictures: Tensor, side: int) -> Tensor:
-    """(B,S,S,3) uint8 -> (B,3*side*side,h,w) float in [-1,1]."""
-    cells = F.pixel_unshuffle(pictures.permute(0, 3, 1, 2).float(), side)
-    return cells / 127.5 - 1
+    """(B,S,S,3) uint8 -> (B,h,w,side*side*3) float in [-1,1]."""
+    count, rows = len(pictures), pictures.shape[1] // side
+    cells = pictures.view(count, rows, side, rows, side, 3).transpose(2, 3).reshape(count, rows, rows, -1)
+    return cells.float() / 127.5 - 1
 
 
 def _to_pictures(cells: Tensor, side: int) -> Tensor:
-    """(B,3*side*side,h,w) -> (B,S,S,3) uint8."""
-    pictures = (F.pixel_shuffle(cells, side) + 1) * 127.5
-    return pictures.round().clamp(0, 255).byte().permute(0, 2, 3, 1).contiguous()
+    """(B,h,w,side*side*3) -> (B,S,S,3) uint8."""
+    count, rows = cells.shape[:2]
+    pictures = cells.view(count, rows, rows, side, side, 3).transpose(2, 3).reshape(count, rows * side, rows * side, 3)
+    return ((pictures + 1) * 127.5).round().clamp(0, 255).byte()
