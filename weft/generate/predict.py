@@ -135,12 +135,12 @@ class Predictor:
                 prompts = lay([inputs[i] for i in which]).to(self.device)
                 with precision(self.device, self.half):
                     hidden = self.model.hidden(prompts.tokens)
-                yield which, hidden[:, 0]  # pooled at the first token, as trained
+                yield which, hidden[:, 0].float()  # pooled at the first token, as trained
             return
         for part in shared(samples, self.length, TOKENS):
             with precision(self.device, self.half):
                 hidden = self.model.hidden(part.tokens.to(self.device))
-            yield part.which, hidden.flatten(0, 1)[part.at.to(self.device)]  # (B,T,D) -> (B*T,D) -> (m,D)
+            yield part.which, hidden.flatten(0, 1)[part.at.to(self.device)].float()  # (B,T,D) -> (B*T,D) -> (m,D)
 
     @property
     def device(self) -> torch.device:
