@@ -92,7 +92,7 @@ Watcher = Callable[[Session, Report], None]
 
 
 def loop(session: Session, watchers: Sequence[Watcher], stop: Interrupt) -> None:
-    """Train from `session.state` to the recipe's last step, or until `stop` is asked. Raises RunError if it diverges."""
+    """Train from `session.state` to the recipe's last step, or until `stop` is asked. Raises RunError on divergence."""
     state, recipe = session.state, session.recipe
     session.model.train()
     batches = session.loader.iterate(state.step)
@@ -196,7 +196,7 @@ def diverged(state: State, recipe: TrainRecipe) -> str:
         tries.append("train.options.dtype=float32")
     return (
         f"Loss or gradient was not finite in {state.streak} steps in a row, the last at step {state.step}. They "
-        f"changed nothing; the last checkpoint is good. Train anew with a gentler recipe, for example: {' '.join(tries)}"
+        f"changed nothing; the last checkpoint is good. Train anew with a gentler recipe, such as: {' '.join(tries)}"
     )
 
 
