@@ -32,8 +32,8 @@ def describer() -> Describer:
 
 
 TRAIN = rows(
-    ("dark", "colour?", "blue"), ("dark", "is it red?", "no"), ("light", "colour?", "red"), ("light", "is it red?", "yes"),
-    ("grey", "is it red?", "no"), ("grey", "colour?", "blue"),
+    ("dark", "colour?", "blue"), ("dark", "is it red?", "no"), ("light", "colour?", "red"),
+    ("light", "is it red?", "yes"), ("grey", "is it red?", "no"), ("grey", "colour?", "blue"),
 )  # fmt: skip
 
 

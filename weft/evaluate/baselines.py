@@ -27,6 +27,7 @@ from weft.evaluate.metrics import words
 MEDIA = ("image", "audio")
 MOST = 4000  # training rows that neighbours are looked for among, drawn with a seed
 PIXELS, BAGS, THIRDS = 16, 512, 3
+TIE = 1e-5  # squared distances closer than this are equal
 CLASSES = 100  # the most that a support vector machine is asked to tell apart
 
 
@@ -138,12 +139,19 @@ def blinds(rows: Rows) -> dict[str, tuple[str, ...]]:
     return {}
 
 
-def neighbours(train: Rows, rows: Rows, describe: Describer) -> np.ndarray:
-    """(n,) the number of the nearest training row of each row, by squared distance of all inputs' descriptions."""
+def neighbours(train: Rows, rows: Rows, describe: Describer, seed: int = 0) -> np.ndarray:
+    """(n,) the number of the nearest training row of each row, by squared distance of all inputs' descriptions.
+
+    Of several equally near ones (a caption that many pictures have) any one is drawn.
+    """
     a = describe.rows(rows, rows.inputs)
     b = describe.rows(train, train.inputs)
-    size = (b**2).sum(1)
-    found = [np.argmin(size - 2 * part @ b.T, 1) for part in np.array_split(a, max(1, len(a) // 1024))]  # (n,F) x (F,m)
+    size, rng = (b**2).sum(1), np.random.default_rng(seed)
+    found = []
+    for part in np.array_split(a, max(1, len(a) // 512)):
+        distance = size - 2 * part @ b.T  # (n,F) x (F,m) -> (n,m)
+        distance += rng.random(distance.shape, dtype=np.float32) * TIE
+        found.append(distance.argmin(1))
     return np.concatenate(found)
 
 

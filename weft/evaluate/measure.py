@@ -182,7 +182,8 @@ class Bench:
         answers = self.predictor.produce(number, here.records, rows=[int(i) for i in rows])
         measured.produced = [(i, answers[i].value) for i in chosen(len(rows))]
         cells = here.outputs
-        real = [self.read(kind, cell) for cell in cells[:CEILING]]
+        some = chosen(len(rows), CEILING)
+        real = [self.read(kind, cells[i]) for i in some]
         coded = self._through(kind, real)
         same = [self._as_coded(kind, item) for item in real]
         fitted = [c[: len(s)] for s, c in zip(same, coded, strict=True)]  # a sound's last code may reach past its end
@@ -207,9 +208,7 @@ class Bench:
         everything = range(len(rows))
         measured.lines = lines([self._heard(kind, answer.value) for answer in answers], everything)
         measured.baselines[f"real {_plural(kind)}"] = lines([self.read(kind, cell) for cell in cells], everything)
-        measured.baselines["real, through the codes"] = lines(
-            [self._again(kind, item) for item in coded], range(len(real))
-        )
+        measured.baselines["real, through the codes"] = lines([self._again(kind, item) for item in coded], some)
         train = self.training(number)
         nearest = baselines.neighbours(train, here, self.describe)
         items = [self.read(kind, train.records[i][arrow.output]) for i in nearest]
