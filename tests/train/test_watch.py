@@ -194,7 +194,7 @@ def test_little_memory_means_smaller_micro_batches(session, monkeypatch):
     assert f.rows_that_fit(session, batch) == 1
 
 
-# ------------------------------------------------------------------------------------------------ plan, progress, machine
+# ------------------------------------------------------------------------------------------------ the rest
 
 
 def test_a_plan_says_everything_and_writes_nothing(tmp_path, monkeypatch):
