@@ -152,7 +152,7 @@ class Renderer:
         row     number of the table's row, for errors and for the sample
         output  False: stop behind the marker of the produced column (what a model is asked to go on from)
         rng     seed of the augmentation (one per epoch); None: none. Pictures given as input are then moved by up to
-                `image.augment` of their size, sounds by up to `audio.augment` of their bands; all samples of one item alike.
+                `image.augment` of their size, sounds by up to `audio.augment` of their bands; one item alike.
         Raises DataError, naming row, column and file: a missing value, media that cannot be decoded, an unknown label.
         """
         spans = []

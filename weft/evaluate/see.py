@@ -145,6 +145,8 @@ def disturbed(x: Tensor, generator: torch.Generator, most: int) -> Tensor:
     moved = torch.cat((soft, moved[half:]))
     strength = 0.1 * torch.rand((2, len(x), 1, 1, 1), generator=generator)
     cells = side // int(torch.randint(4, 13, (), generator=generator)) + 1
-    mottle = F.interpolate(torch.randn((len(x), 3, cells, cells), generator=generator), size=(side, side), mode="nearest")
+    mottle = F.interpolate(
+        torch.randn((len(x), 3, cells, cells), generator=generator), size=(side, side), mode="nearest"
+    )
     noise = strength[0] * mottle + 0.5 * strength[1] * torch.randn(moved.shape, generator=generator)
     return (moved + noise).contiguous(memory_format=torch.channels_last)

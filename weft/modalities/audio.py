@@ -173,7 +173,7 @@ def frames(mel: np.ndarray, stack: int = 8) -> Frames:
 
 
 def shift_bands(values: np.ndarray, up: int, mels: int) -> np.ndarray:
-    """(N,stack*M) -> the same sound by another throat: every band moves `up` places (down if negative), the edge is repeated.
+    """(N,stack*M) -> the same sound by another throat: every band `up` places higher, the edge is repeated.
 
     A shift of the mel axis is nearly a change of vocal tract length (Jaitly & Hinton 2013).
     """

@@ -59,7 +59,7 @@ class Training:
 
 
 class Linear(nn.Module):
-    """(...,in) -> (...,out); with a kernel a convolution, its weight still a matrix (out,in*kh*kw), as Muon wants it."""
+    """(...,in) -> (...,out); with a kernel a convolution, its weight still a matrix (out,in*kh*kw), for Muon."""
 
     def __init__(self, inside: int, outside: int, kernel: tuple[int, int] = (1, 1), scale: float = 1.0) -> None:
         super().__init__()
