@@ -25,7 +25,6 @@ from weft.arrows.types import ColumnType
 from weft.evaluate.metrics import words
 
 MEDIA = ("image", "audio")
-MOST = 4000  # training rows that neighbours are looked for among, drawn with a seed
 PIXELS, BAGS, THIRDS = 16, 512, 3
 TIE = 1e-5  # squared distances closer than this are equal
 CLASSES = 100  # the most that a support vector machine is asked to tell apart
@@ -49,13 +48,6 @@ class Rows:
     @property
     def outputs(self) -> list[Any]:
         return [record[self.output] for record in self.records]
-
-    def some(self, most: int, seed: int = 0) -> Rows:
-        """At most so many of them."""
-        if len(self) <= most:
-            return self
-        chosen = np.sort(np.random.default_rng(seed).permutation(len(self))[:most])
-        return Rows([self.records[i] for i in chosen], self.inputs, self.output, self.types)
 
 
 @dataclass
@@ -171,14 +163,16 @@ def support_vectors(train: Rows, rows: Rows, describe: Describer) -> list[Any] |
     return list(machine.predict(describe.rows(rows, rows.inputs)))
 
 
-def guesses(train: Rows, rows: Rows, describe: Describer) -> dict[str, list[Any]]:
-    """All guesses that apply to an arrow with a label or text output: name -> one output per row."""
+def guesses(train: Rows, fewer: Rows, rows: Rows, describe: Describer) -> dict[str, list[Any]]:
+    """All guesses that apply to an arrow with a label or text output: name -> one output per row.
+
+    train  all training rows, whose media need not be openable;  fewer  those whose inputs are looked at
+    """
     if not len(train):
         return {}
     found = {"majority": majority(train, rows)}
     for name, shown in blinds(rows).items():
         found[name] = blind(train, rows, shown)
-    fewer = train.some(MOST)
     nearest = neighbours(fewer, rows, describe)
     found["nearest neighbour"] = [fewer.records[i][fewer.output] for i in nearest]
     machine = support_vectors(fewer, rows, describe)

@@ -30,8 +30,9 @@ from weft.evaluate.teach import teach
 from weft.generate.predict import Predictor
 from weft.generate.sample import Sampling
 
-SHUFFLED = 2000  # rows on which the model is run again with media exchanged
+SHUFFLED = 1000  # rows on which the model is run again with media exchanged
 CEILING = 300  # real items that are put through the codes
+NEIGHBOURS = 4000  # training rows that neighbours are looked for among
 TEXTS = 20_000  # training texts of the n-gram model
 
 
@@ -90,9 +91,15 @@ class Bench:
         return [self.table.row(int(i), columns) for i in rows]
 
     def training(self, number: int) -> Rows:
-        """The training rows of an arrow."""
+        """The training rows of an arrow, cells as they stand in the table: media may be relative paths."""
+        arrow, rows = self.arrows[number], self.rows(number, None, "train").tolist()
+        cells = [[self.table.column(column)[i] for i in rows] for column in arrow.columns]
+        return self._rows(arrow, [dict(zip(arrow.columns, one, strict=True)) for one in zip(*cells, strict=True)])
+
+    def neighbourhood(self, number: int) -> Rows:
+        """Training rows of an arrow to be looked at: some of them, drawn with the seed."""
         arrow = self.arrows[number]
-        return self._rows(arrow, self.records(self.rows(number, None, "train"), arrow.columns))
+        return self._rows(arrow, self.records(self.rows(number, NEIGHBOURS, "train"), arrow.columns))
 
     def _rows(self, arrow: Arrow, records: list[dict[str, Any]]) -> Rows:
         return Rows(records, tuple(column.name for column in arrow.inputs), arrow.output, self.types)
@@ -152,7 +159,8 @@ class Bench:
             )
         measured.lines = self._lines(rows, expected, [answer.value for answer in answers])
         measured.produced = [(i, answers[i].value) for i in chosen(len(rows))]
-        for name, guess in baselines.guesses(self.training(number), here, self.describe).items():
+        guesses = baselines.guesses(self.training(number), self.neighbourhood(number), here, self.describe)
+        for name, guess in guesses.items():
             measured.baselines[name] = self._lines(rows, expected, [str(value) for value in guess])
         for column in arrow.inputs:
             if len(arrow.inputs) > 1 and self.types[column.name].name in MEDIA:
@@ -209,7 +217,7 @@ class Bench:
         measured.lines = lines([self._heard(kind, answer.value) for answer in answers], everything)
         measured.baselines[f"real {_plural(kind)}"] = lines([self.read(kind, cell) for cell in cells], everything)
         measured.baselines["real, through the codes"] = lines([self._again(kind, item) for item in coded], some)
-        train = self.training(number)
+        train = self.neighbourhood(number)
         nearest = baselines.neighbours(train, here, self.describe)
         items = [self.read(kind, train.records[i][arrow.output]) for i in nearest]
         measured.baselines["nearest neighbour"] = lines(items, everything)
