@@ -58,6 +58,9 @@ def test_a_run_directory_holds_all_that_is_promised(whole, data):
     assert events == {"start", "blind", "end"}
     assert {name for line in whole.metrics("step") for name in line["arrows"]} == set(ARROWS)
     assert "12 steps" in (whole.path / "card.md").read_text()
+    start, end = whole.metrics("event")[0], whole.metrics("event")[-1]
+    for key in ("seconds", "memory"):
+        assert end["hit"][key] == pytest.approx(end[key] / start["forecast"][key]), "the forecast is held against it"
 
 
 def test_a_run_is_opened_again_as_it_was(whole):

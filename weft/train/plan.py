@@ -20,6 +20,7 @@ from weft.train.forecast import Forecast, forecast
 from weft.train.machine import describe as describe_machine
 from weft.train.machine import pick_device, pick_dtype
 from weft.train.prepare import Prepared, prepare
+from weft.train.progress import aligned
 
 SHOWN = 3  # real samples shown
 
@@ -114,12 +115,3 @@ def samples(recipe: Recipe, prepared: Prepared) -> list[str]:
                 continue
             shown.append(str(show(sample, prepared.renderer, colour=False)))
     return shown
-
-
-def aligned(rows: Sequence[dict[str, str]], keys: Sequence[str]) -> list[str]:
-    """Rows of a table as lines, columns under each other."""
-    lines = [list(keys), *([str(row.get(key, "")) for key in keys] for row in rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(keys))]
-    return [
-        "  " + "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
-    ]

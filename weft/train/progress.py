@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console, Group
@@ -101,3 +101,12 @@ def clock(seconds: float) -> str:
 def speak(text: str) -> None:
     """A line on stderr, where no progress is drawn yet."""
     print(text, file=sys.stderr, flush=True)
+
+
+def aligned(rows: Sequence[dict[str, str]], keys: Sequence[str]) -> list[str]:
+    """Rows of a table as lines, columns under each other."""
+    lines = [list(keys), *([str(row.get(key, "")) for key in keys] for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(keys))]
+    return [
+        "  " + "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    ]

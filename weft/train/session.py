@@ -40,7 +40,7 @@ from weft.train.machine import describe as describe_machine
 from weft.train.machine import peak_memory, pick_device, pick_dtype
 from weft.train.optim import Optimizer
 from weft.train.prepare import Prepared, prepare, produced, producing, resolved, understand
-from weft.train.progress import Progress, speak
+from weft.train.progress import Progress, aligned, speak
 from weft.train.watch import Blind, Evaluate, Log, Save, swapped
 
 PREPARED = "prepared.json"  # written last before the first step: from then on a run only needs to be gone on with
@@ -169,6 +169,7 @@ def begin(run: Run, began: float) -> tuple[Session, Prepared]:
     run.recipe = replace(run.recipe, train=replace(run.recipe.train, options=options))
     prepared = prepare(run.recipe, run.table, run.path, speak)
     run.recipe = resolved(run.recipe, prepared)
+    speak("\n".join(understood(prepared)))
     replace_text(run.path / CONFIG, json_module.dumps(to_tree(prepared.config), indent=1) + "\n")
     code_ahead(prepared)
     if options.check:
@@ -183,6 +184,18 @@ def begin(run: Run, began: float) -> tuple[Session, Prepared]:
     run.keep(run.recipe)
     replace_text(run.path / PREPARED, json_module.dumps({"fingerprint": run.table.fingerprint}) + "\n")
     return session, prepared
+
+
+def understood(prepared: Prepared) -> list[str]:
+    """Columns and arrows as they were understood, as lines."""
+    columns = [{"column": name, "type": t.name, "reason": t.reason} for name, t in prepared.types.items()]
+    rows = ", ".join(f"{(prepared.split == name).sum():,} {name}" for name in ("train", "validation", "test"))
+    return [
+        f"columns ({rows} rows)",
+        *aligned(columns, ("column", "type", "reason")),
+        "arrows",
+        *aligned(describe(prepared.resolutions), ("arrow", "objective", "head", "decoder", "metric")),
+    ]
 
 
 def settle(session: Session) -> list[list[Batch]]:
@@ -209,16 +222,15 @@ def reopen(run: Run) -> tuple[Session, Prepared]:
         )
     arrows, types, resolutions = understand(run.recipe, run.table)
     prepared = Prepared(run.table, run.split, types, arrows, resolutions, run.renderer, run.config)
-    code_ahead(prepared)
     session = assemble(run, prepared, pick_device())
     if run.recipe.train.options.compile == "on":
         compile_stacks(session.model)
     there = restore(session, speak)
-    run.record(event="resume", step=session.state.step)
-    speak(
-        f"going on with {run.path} "
-        + (f"after step {session.state.step:,}" if there else "at its first step: nothing was saved")
-    )
+    if session.state.step < run.recipe.train.steps:
+        run.record(event="resume", step=session.state.step)
+        where = f"after step {session.state.step:,}" if there else "at its first step: nothing was saved"
+        speak(f"going on with {run.path} {where}")
+        code_ahead(prepared)
     return session, prepared
 
 
@@ -319,11 +331,17 @@ def tell(session: Session, prepared: Prepared, found: Forecast) -> None:
 def finish(session: Session, prepared: Prepared, stopped: str, seconds: float) -> None:
     """What is written at the end, or where a signal ended it."""
     run, state = session.run, session.state
+    promised = next(line["forecast"] for line in run.metrics("event") if line["event"] == "start")
+    was = {"seconds": seconds, "memory": peak_memory(session.device)}
     run.skip([{"row": s.row, "file": s.what, "arrow": s.arrow, "reason": s.reason} for s in session.loader.skipped])
     run.record(
-        event="stop" if stopped else "end", step=state.step, seconds=seconds, memory=peak_memory(session.device),
-        nonfinite=state.bad, skipped=len(session.loader.skipped),
+        event="stop" if stopped else "end", step=state.step, **was, nonfinite=state.bad,
+        skipped=len(session.loader.skipped), hit={key: value / promised[key] for key, value in was.items()},
     )  # fmt: skip
     replace_text(run.path / "card.md", card(session, prepared))
     if stopped:
         speak(f"{stopped}: saved after step {state.step:,}. Go on with: weft train --resume {run.path}")
+        return
+    parts = (f"{seconds / 60:.1f} minutes, {promised['seconds'] / 60:.1f} were foreseen",
+             f"{was['memory'] / 2**30:.2g} GB, {promised['memory'] / 2**30:.2g} were foreseen")  # fmt: skip
+    speak("; ".join(parts))
