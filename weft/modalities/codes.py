@@ -110,10 +110,10 @@ class Codec:
 class ImageCodec(Codec):
     """Square pictures <-> a grid of codes, row by row.
 
-    Measured on easy-vqa's 4,000 training pictures and 1,797 digits (200 of them held out, 64 codes of 512, 1,000 steps of
-    about 0.06 s on one core): error 2.1 of 255 against 43.2 for the mean picture, 95 % of the codebook in use,
-    perplexity 280. A small network that reads shape and colour of all of 702 unseen pictures reads 93 % of them after the
-    codec (80 % where that trained for 400 steps); the rest are mostly the smallest shapes.
+    Measured on easy-vqa's 4,000 training pictures and 1,797 digits (200 of them held out, 64 codes of 512, 1,000 steps
+    of about 0.06 s on one core): error 2.1 of 255 against 43.2 for the mean picture, 95 % of the codebook in use,
+    perplexity 280. A small network that reads shape and colour of all of 702 unseen pictures reads 93 % of them after
+    the codec; 80 % where that trained for 400 steps.
     """
 
     kind = "image"
@@ -192,8 +192,8 @@ class AudioCodec(Codec):
     """Log-mel frames <-> one code per `hop` frames (40 ms at the default 4).
 
     Measured on 186 sentences of one eSpeak NG voice (254 s; 18 sentences held out, codebook of 512, 700 steps, 26 s of
-    one core): error 0.037 (1.5 dB) against 0.253 for the mean frame, 57 % of the codebook used by the held-out sentences,
-    perplexity 238. As a waveform (Griffin-Lim) and back: 0.041, of which the way through the waveform alone is 0.018.
+    one core): error 0.037 (1.5 dB) against 0.253 for the mean frame, 57 % of the codebook used by the held-out
+    sentences, perplexity 238. As a waveform (Griffin-Lim) and back: 0.041; the way through the waveform alone: 0.018.
     """
 
     kind = "audio"
