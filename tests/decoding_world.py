@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import SimpleNamespace
 
 import numpy as np
@@ -41,7 +42,7 @@ class Codes:
         return [fill(ids) for ids in many]
 
 
-def make_renderer() -> Renderer:
+def make_renderer(arrows: Sequence[str] = ARROWS) -> Renderer:
     recipe = Recipe(image=ImageRecipe(size=16, patch=8, codes=4, codebook=11), audio=AudioRecipe(mels=16, codebook=13))
     answers, questions = ("blue", "no", "red", "yes"), "is it red? what colour is it? 它是红色的吗? a red circle"
     columns = {
@@ -51,7 +52,7 @@ def make_renderer() -> Renderer:
     text = TextCodec.train([questions] * 20, 300)
     vocabulary = Vocabulary(tuple(columns), text.size, {"answer": len(answers)}, {"image": 11, "audio": 13})
     codecs = {"image": Codes(11, True), "audio": Codes(13, False)}
-    return Renderer(recipe, columns, [parse(arrow) for arrow in ARROWS], vocabulary, text, codecs)
+    return Renderer(recipe, columns, [parse(arrow) for arrow in arrows], vocabulary, text, codecs)
 
 
 def randomise(model: torch.nn.Module, seed: int = 2) -> torch.nn.Module:

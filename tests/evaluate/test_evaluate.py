@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
-from decoding_world import make_model, make_renderer
+from decoding_world import ARROWS, make_model, make_renderer
 
 from weft.data.sources import Table
 from weft.errors import ArrowError, DataError, RunError
@@ -44,12 +45,12 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Table:
     return Table(cells, folder, "tiny")
 
 
-def open_run(folder: Path, table: Table, seed: int = 2) -> Run:
+def open_run(folder: Path, table: Table, seed: int = 2, family: str = "weft", arrows: Sequence[str] = ARROWS) -> Run:
     run = Run(folder, Recipe(train=TrainRecipe(length=44)))
-    renderer = make_renderer()
+    renderer = make_renderer(arrows)
     split = np.array(["train"] * 36 + ["validation"] * 4 + ["test"] * 20)
     run.__dict__ |= {"table": table, "split": split, "renderer": renderer}
-    run.model = lambda device="cpu": make_model(renderer, seed=seed)  # type: ignore[method-assign]
+    run.model = lambda device="cpu": make_model(renderer, family, seed=seed)  # type: ignore[method-assign]
     folder.mkdir(exist_ok=True)
     return run
 
@@ -183,6 +184,29 @@ def test_a_row_that_cannot_be_read_is_counted(table: Table, tmp_path: Path) -> N
     assert result["n"] == 19
     assert "1 of 20 rows" in result["note"]
     assert "gone.png" in result["note"]
+
+
+@pytest.mark.parametrize(
+    ("family", "arrow", "metric", "chance"),
+    [
+        ("bert", "~text", "accuracy", 0.3),
+        ("t5", "~text", "accuracy", 0.3),
+        ("gpt", "-> text", "bits per byte", 0.0),
+        ("clip", "image <-> text", "recall@1", 1.0),
+    ],
+)
+def test_other_arrows_and_families(
+    table: Table, tmp_path: Path, family: str, arrow: str, metric: str, chance: float
+) -> None:
+    run = open_run(tmp_path / family, table, family=family, arrows=[arrow])
+    result = evaluate(run, say=lambda text: None)[0]
+    assert result["metric"] == metric
+    assert result["low"] <= result["value"] <= result["high"]
+    if chance:
+        assert result["value"] <= chance, "random weights know nothing"
+    assert len(lines(run.path, arrow, "test")) == 20
+    again = evaluate(run, say=lambda text: None)[0]
+    assert again["value"] == result["value"], "what is hidden is the same each time"
 
 
 def test_names_and_choices() -> None:
