@@ -7,8 +7,9 @@ orthogonal matrix, so that every direction learns at the same rate:
 
     gradient (M,N) -> momentum -> U S V'  ->  U V'     (the quintic Newton-Schulz iteration brings S near 1)
 
-torch.optim.Muon goes matrix by matrix; a small model has a hundred small ones, and two cores spend most of that time in
-starting work. Here matrices of one shape are stacked and iterated together.
+torch.optim.Muon goes matrix by matrix. A small model has dozens of small ones; here those of one shape are stacked and
+iterated together. On one thread that takes the same time; on two threads that other work competes for, starting each small
+product costs more than the product, and stacking was 3 to 17 times quicker (32 of 256 x 256; of 128 x 128).
 """
 
 from __future__ import annotations
