@@ -8,8 +8,8 @@ orthogonal matrix, so that every direction learns at the same rate:
     gradient (M,N) -> momentum -> U S V'  ->  U V'     (the quintic Newton-Schulz iteration brings S near 1)
 
 torch.optim.Muon goes matrix by matrix. A small model has dozens of small ones; here those of one shape are stacked and
-iterated together. On one thread that takes the same time; on two threads that other work competes for, starting each small
-product costs more than the product, and stacking was 3 to 17 times quicker (32 of 256 x 256; of 128 x 128).
+iterated together. On one thread that takes the same time; on two threads that other work competes for, starting each
+small product costs more than the product, and stacking was 4 to 17 times quicker (32 of 256 x 256; of 128 x 128).
 """
 
 from __future__ import annotations
