@@ -28,10 +28,10 @@ from weft.core.config import to_tree
 from weft.data.batch import Batch
 from weft.data.loader import Loader
 from weft.data.sources import Table, content, open_table
-from weft.errors import RecipeError, RunError
+from weft.errors import RecipeError, RunError, WeftError
 from weft.model import build
 from weft.recipe import Recipe, load, override
-from weft.run import CONFIG, METRICS, Run, replace_text
+from weft.run import CONFIG, METRICS, RECIPE, SKIPPED, Run, read_lines, replace_text
 from weft.train.card import card
 from weft.train.check import prove
 from weft.train.forecast import HELD, Forecast, compile_stacks, forecast, rows_that_fit
@@ -83,8 +83,13 @@ def train(
         recipe, source = make_recipe(data, arrows, family=family, minutes=minutes, steps=steps, overrides=overrides)
         out = Path(out or recipe.out or free(name_of(recipe, source)))
         run = Run.create(out, replace(recipe, out=str(out)), shlex.join(["weft", *sys.argv[1:]]), source)
-    with run.lock():
-        go(run, began)
+    try:
+        with run.lock():
+            go(run, began)
+    except WeftError:
+        if resume is None and not is_prepared(run):  # nothing is lost: the same --out may be given again
+            (run.path / RECIPE).unlink(missing_ok=True)
+        raise
     if json:
         print(json_module.dumps(results(run), indent=2, ensure_ascii=False))
     return run
@@ -145,15 +150,21 @@ def go(run: Run, began: float) -> None:
     """Bring a locked run to its end, or as far as it is let."""
     session, prepared = reopen(run) if is_prepared(run) else begin(run, began)
     if session.state.step >= session.recipe.steps:
+        if not any(line["event"] == "end" for line in run.metrics("event")):  # killed before that line
+            finish(session, prepared, "", session.state.seconds)
         speak(f"{run.path} is done: all {session.recipe.steps:,} steps are trained.")
         return
     progress = Progress(session.recipe.steps, session.state.step)
     watchers: list[Watcher] = [Log(progress), *held_out(session, prepared, progress.say), Save()]
     before, started = session.state.seconds, time.perf_counter()
-    with Interrupt() as stop, progress.shown():
-        loop(session, watchers, stop)
-        save(session)
-    finish(session, prepared, stop.asked, before + time.perf_counter() - started)
+    try:
+        with Interrupt() as stop, progress.shown():
+            loop(session, watchers, stop)
+            save(session)
+    finally:
+        list_skipped(session)
+    stopped = stop.asked if session.state.step < session.recipe.steps else ""
+    finish(session, prepared, stopped, before + time.perf_counter() - started)
 
 
 def is_prepared(run: Run) -> bool:
@@ -163,7 +174,8 @@ def is_prepared(run: Run) -> bool:
 
 def begin(run: Run, began: float) -> tuple[Session, Prepared]:
     """A new run: prepare, prove, foresee; from here on a kill loses nothing but time."""
-    (run.path / METRICS).unlink(missing_ok=True)  # of a beginning that was killed
+    for name in (METRICS, SKIPPED):
+        (run.path / name).unlink(missing_ok=True)  # of a beginning that was killed
     device = pick_device()
     options = replace(run.recipe.train.options, dtype=pick_dtype(run.recipe.train.options.dtype, device))
     run.recipe = replace(run.recipe, train=replace(run.recipe.train, options=options))
@@ -175,10 +187,13 @@ def begin(run: Run, began: float) -> tuple[Session, Prepared]:
     if options.check:
         speak(str(prove(run.recipe, prepared)))
     session = assemble(run, prepared, device)
-    batches = settle(session)
-    found, run.recipe = forecast(
-        session, batches, spent=time.perf_counter() - began, columns=len(inputs(prepared)), say=speak
-    )  # fmt: skip
+    try:
+        batches = settle(session)
+        found, run.recipe = forecast(
+            session, batches, spent=time.perf_counter() - began, columns=len(inputs(prepared)), say=speak
+        )  # fmt: skip
+    finally:
+        list_skipped(session)
     speak(str(found))
     tell(session, prepared, found)
     run.keep(run.recipe)
@@ -328,15 +343,25 @@ def tell(session: Session, prepared: Prepared, found: Forecast) -> None:
     )
 
 
+def list_skipped(session: Session) -> int:
+    """Write skipped.jsonl: what was listed before a resume, and what this process left out. Returns how many."""
+    path = session.run.path / SKIPPED
+    found = {(line["row"], line["arrow"]): line for line in (read_lines(path) if path.exists() else ())}
+    for s in session.loader.skipped:
+        found[s.row, s.arrow] = {"row": s.row, "file": str(s.what), "arrow": s.arrow, "reason": s.reason}
+    session.run.skip([found[key] for key in sorted(found)])
+    return len(found)
+
+
 def finish(session: Session, prepared: Prepared, stopped: str, seconds: float) -> None:
     """What is written at the end, or where a signal ended it."""
     run, state = session.run, session.state
     promised = next(line["forecast"] for line in run.metrics("event") if line["event"] == "start")
     was = {"seconds": seconds, "memory": peak_memory(session.device)}
-    run.skip([{"row": s.row, "file": s.what, "arrow": s.arrow, "reason": s.reason} for s in session.loader.skipped])
+    skipped = list_skipped(session)
     run.record(
         event="stop" if stopped else "end", step=state.step, **was, nonfinite=state.bad,
-        skipped=len(session.loader.skipped), hit={key: value / promised[key] for key, value in was.items()},
+        skipped=skipped, hit={key: value / promised[key] for key, value in was.items()},
     )  # fmt: skip
     replace_text(run.path / "card.md", card(session, prepared))
     if stopped:
