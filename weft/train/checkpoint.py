@@ -170,6 +170,7 @@ def publish(checkpoint: Path, target: Path) -> None:
     except OSError:
         shutil.copyfile(checkpoint / "model.safetensors", staged)
     os.replace(staged, target)
+    staged.unlink(missing_ok=True)  # where both were the same file already, the rename leaves both
 
 
 def flush_folder(folder: Path) -> None:
