@@ -9,6 +9,7 @@ Nothing here imports torch: `weft --help` answers at once.
 
 from __future__ import annotations
 
+import errno
 import json as json_module
 import sys
 from collections.abc import Iterable, Sequence
@@ -24,6 +25,8 @@ from weft.errors import RecipeError, WeftError, nearest
 if TYPE_CHECKING:
     from weft.arrows.grammar import Arrow
 
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # a full or read-only disk is nobody's bug
+
 
 class Commands(TyperGroup):
     """Every subcommand, with one place that turns errors into exit codes."""
@@ -37,6 +40,12 @@ class Commands(TyperGroup):
             return super().invoke(ctx)
         except WeftError as error:
             print(f"weft: {error}", file=sys.stderr)
+            raise typer.Exit(2) from None
+        except OSError as error:
+            if error.errno not in DISK:
+                raise
+            where = f"{error.filename}: " if error.filename else ""
+            print(f"weft: {where}{error.strerror}. What was saved before is intact.", file=sys.stderr)
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
             print("weft: interrupted", file=sys.stderr)
@@ -169,10 +178,11 @@ def evaluate(
 def compare(
     run: RunPath,
     other: Annotated[Path, typer.Argument(metavar="OTHER", help="Another run directory.", show_default=False)],
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
     json: Json = False,
 ) -> None:
     """Compare two runs row by row. Scores that were not measured alike are refused."""
-    found = weft.compare(run, other)
+    found = weft.compare(run, other, split=split)
     print_json(found) if json else print(found)
 
 
