@@ -134,7 +134,7 @@ def scaled(x: Tensor) -> Tensor:
 def disturbed(x: Tensor, generator: torch.Generator, most: int) -> Tensor:
     """Moved by up to `most` pixels, half of them blurred a little, all made uneven a little, in patches and in pixels.
 
-    Codes blur and mottle, real pictures do neither, and what a picture shows is in neither. Without the patches, a judge
+    Codes blur and mottle, real pictures do neither, and what a picture shows is in neither. Without patches, a judge
     of pictures with flat backgrounds took the faintest mottle for a grey shape: it read 14 % of coded real pictures.
     """
     right, down = torch.randint(0, 2 * most + 1, (2,), generator=generator).tolist()
