@@ -244,6 +244,20 @@ def test_a_long_text_is_cut_into_windows(load, arrow, objective):
     assert all(b.real <= b.tokens.ids.numel() * (2 if b.source is not None else 1) for (b,) in steps)
 
 
+def test_windows_of_hidden_spans_are_planned_as_long_as_they_are(load):
+    """Also the last one, which may be a single token: sentinel, token and end are asked for."""
+    loader = load("~text", data=Table({"text": [" ".join(["w"] * 500)], "split": ["train"]}), objectives=("seq2seq",))
+    planner, ends = loader.planner("train"), set()
+    for epoch in range(60):
+        docs, lengths = planner.documents(loader.lanes[0], planner.samples[0], epoch, np.random.default_rng(epoch))
+        for doc, planned in zip(docs, lengths.tolist(), strict=True):
+            sides = loader._assembler.two([(0, 0)], doc, None, "seq2seq")
+            real = [sum(len(part.piece) for part in side) for side in sides]
+            assert all(r <= p for r, p in zip(real, planned, strict=True)), f"{real} tokens, planned as {planned}"
+            ends.add(doc.stop - doc.start)
+    assert 1 in ends, "a window of one token was among them"
+
+
 def test_encoder_decoder_streams(load):
     (step,) = load("question -> text", objectives=("seq2seq",)).step(0)
     words = load("question -> text").renderer.vocabulary

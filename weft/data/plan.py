@@ -161,7 +161,9 @@ class Planner:
         for number in chosen[long].tolist():
             for start, stop in cuts(int(samples.text[number]), self.length - 2 * (lane.streams - 1), rng):
                 docs.append(Doc((number,), epoch, start, stop))
-                lengths.append([stop - start + 1] * lane.streams if lane.streams > 1 else [stop - start])
+                # of a single token both its sentinel and itself are asked for, and `end`: three (noise.counts)
+                size = max(stop - start, 2) + 1 if lane.streams > 1 else stop - start
+                lengths.append([size] * lane.streams)
         for members in _groups(samples, chosen[~long], lane):
             for doc, length in self._share(samples, members, epoch):
                 docs.append(doc)
