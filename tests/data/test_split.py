@@ -94,3 +94,13 @@ def test_what_makes_no_sense_is_said(data, recipe, message):
 def test_names_are_strings_of_an_array():
     sides = assign(Table({"a": list(range(50))}))
     assert isinstance(sides, np.ndarray) and sides.shape == (50,) and set(sides) <= {"train", "validation", "test"}
+
+
+def test_rows_of_one_picture_go_together_beside_rows_without_one():
+    """A table may carry several tasks, whose rows leave each other's cells blank."""
+    pictures = [f"{n % 30}.png" for n in range(90)]
+    table = Table({"n": list(range(180)), "image": [*pictures, *[None] * 90]})
+    assert split_by(table) == "image"
+    sides = assign(table, SplitRecipe(0.2, 0.2)).tolist()
+    assert sides[:30] == sides[30:60] == sides[60:90] and len(set(sides[:90])) == 3
+    assert len(set(sides[90:])) == 3, "the rows without a picture are drawn one by one"

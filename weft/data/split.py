@@ -30,7 +30,9 @@ def assign(table: Table, recipe: SplitRecipe = DEFAULT, seed: int = 0) -> np.nda
             "Expected shares whose sum is below 1."
         )
     by = split_by(table, recipe)
-    keys = [content(cell) for cell in table.column(by)] if by else _rows(table)
+    # A row that is blank in that column shares nothing there: it is drawn by itself.
+    keys = [_row(table, i) if blank(cell) else content(cell) for i, cell in enumerate(table.column(by))] if by else None
+    keys = keys or [_row(table, i) for i in range(len(table))]
     draws = {key: _draw(key, seed) for key in set(keys)}
     side = {
         key: "test" if draw < recipe.test else "validation" if draw < recipe.test + recipe.validation else "train"
@@ -54,7 +56,7 @@ def split_by(table: Table, recipe: SplitRecipe = DEFAULT) -> str:
             first = next((cells[i] for i in range(len(table)) if not blank(cells[i])), None)
             if first is not None and kind_of(first) == kind:
                 filled = [content(cell) for cell in cells if not blank(cell)]
-                if len(set(filled)) < len(filled) == len(table):
+                if len(set(filled)) < len(filled):
                     return name
     return ""
 
@@ -69,9 +71,8 @@ def _as_said(table: Table) -> np.ndarray:
     return np.array([SPLITS[name] for name in said], dtype=object)
 
 
-def _rows(table: Table) -> list[bytes]:
-    columns = [table.column(name) for name in table.columns]
-    return [b"\0".join(content(cells[i]) for cells in columns) for i in range(len(table))]
+def _row(table: Table, index: int) -> bytes:
+    return b"\0".join(content(table.column(name)[index]) for name in table.columns)
 
 
 def _draw(key: bytes, seed: int) -> float:
