@@ -247,15 +247,22 @@ def _split_folders(folder: Path, splits: Mapping[Path, str]) -> Table:
         for name in {**dict.fromkeys(data), **dict.fromkeys(table.columns)}:
             cells = list(table._data.get(name) or [None] * len(table))
             if name in table._paths:
-                cells = [
-                    cell if blank(cell) else os.path.join(os.path.relpath(table.folder or "", folder), cell)
-                    for cell in cells
-                ]
+                inside = os.path.relpath(table.folder or "", folder)
+                cells = [cell if blank(cell) else _below(inside, cell) for cell in cells]
             data.setdefault(name, [None] * rows).extend(cells)
         data.setdefault("split", [None] * rows)
         data["split"][rows:] = [split] * len(table)
         rows += len(table)
     return Table(data, folder.resolve(), str(folder))
+
+
+def _below(folder: str, cell: Any) -> Any:
+    """A cell of a media column whose relative path, if it has one, is now counted from further up."""
+    if isinstance(cell, str) and not isinstance(cell, Member):
+        return os.path.join(folder, cell)
+    if isinstance(cell, Mapping) and cell.get("bytes") is None and cell.get("path"):
+        return {**cell, "path": os.path.join(folder, cell["path"])}
+    return cell
 
 
 def _files(folder: Path) -> Table:
