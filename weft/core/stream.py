@@ -76,7 +76,9 @@ def sound(frames: Tensor, features: int) -> Item:
     values = (
         F.pad(frames, (0, 0, 0, count * stack - frames.shape[1]), value=-1.0).unflatten(1, (count, stack)).flatten(2)
     )
-    return "audio", values, torch.arange(count, device=frames.device).float()[:, None].expand(-1, 3), count
+    step = stack / 8  # positions per token: 12.5 a second, at 100 frames a second
+    places = torch.arange(count, device=frames.device).float() * step
+    return "audio", values, places[:, None].expand(-1, 3), math.ceil(count * step)
 
 
 def place(ids: Tensor | None, mask: Tensor | None, items: list[Item]) -> tuple[Tokens, int]:
