@@ -118,7 +118,7 @@ def together_is_all(q: Layout, k: Layout) -> bool:
 
 
 def additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
-    """(1|B,T,S) bool -> (1|B,1,T,S): 0 where seen, -inf elsewhere; a query that sees nothing (padding) sees all."""
+    """(1|B,T,S) bool -> (1|B,1,T,S): 0 where seen, -inf elsewhere. A query has to see something: itself, at least."""
     mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, float("-inf"))
     return mask[:, None]
 
