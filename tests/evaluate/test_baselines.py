@@ -58,6 +58,14 @@ def test_the_nearest_neighbour_looks_at_all_inputs() -> None:
     assert found == ["yes", "blue"]
 
 
+def test_different_words_look_different() -> None:
+    names = [f"word{i}" for i in range(300)]
+    bags = np.stack([baselines.bag(name) for name in names])
+    near = bags @ bags.T - np.eye(300)
+    assert near.max() < 0.99
+    assert np.array_equal(baselines.bag("a red circle"), baselines.bag("Circle, red a"))
+
+
 def test_sounds_are_described_by_their_thirds() -> None:
     low, high = np.zeros((30, 4), np.float32), np.zeros((30, 4), np.float32)
     low[:10, 0], high[20:, 0] = 1, 1

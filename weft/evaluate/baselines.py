@@ -13,7 +13,7 @@ Shape letters:  n rows to guess  m training rows  F numbers that describe a row
 
 from __future__ import annotations
 
-import zlib
+import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -91,10 +91,12 @@ def spectrum(mel: np.ndarray) -> np.ndarray:
 
 
 def bag(text: str) -> np.ndarray:
-    """A bag of words, hashed: (512,) float32 of length one."""
+    """A bag of words, each hashed to three places, so that no two words look the same: (512,) float32 of length one."""
     counts = np.zeros(BAGS, np.float32)
     for word in words(text) or [text]:
-        counts[zlib.crc32(word.encode()) % BAGS] += 1
+        digest = hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=6).digest()
+        for place in np.frombuffer(digest, np.uint16):
+            counts[place % BAGS] += 1
     return counts / max(float(np.linalg.norm(counts)), 1e-9)
 
 
