@@ -142,8 +142,11 @@ class Bench:
             arrow.task,
             *(f"{c} {self.types[c].name} {getattr(self.types[c], 'values', '')}" for c in arrow.columns),
         ]
-        decoding = "teacher-forced" if kind in ("model", "fill", "align") else repr(Sampling())
+        decoding = "teacher-forced" if kind in ("model", "fill", "align") else repr(self._decoding(arrow))
         return Parts(digest(cells), digest(prompt), digest([f"{kind} {VERSION}"]), digest([decoding]))
+
+    def _decoding(self, arrow: Arrow) -> Sampling:
+        return self.predictor.default(self.arrows.index(arrow))
 
     # ------------------------------------------------------------------------------------------------ label, text
 

@@ -11,7 +11,7 @@ Shape letters:  B rows  T tokens  V vocabulary  C classes  E width of a shared s
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from weft.arrows.sample import Sample
 from weft.errors import ArrowError, DataError, WeftError, nearest
 from weft.generate.decode import Rule, decode, finished, precision, steps
 from weft.generate.prompt import begun, identity, lay, shared
+from weft.generate.reread import default, misread, reverse
 from weft.generate.sample import Draws, Sampling, choose
 from weft.run import Run
 
@@ -93,8 +94,36 @@ class Predictor:
         batch: int = 0,
         rows: Sequence[int] | None = None,
     ) -> list[Produced]:
-        """Answers in the order of the records. rows: the table's row numbers, for messages."""
-        arrow, sampling = self.find(arrow), sampling or Sampling()
+        """Answers in the order of the records. sampling None: `default`. rows: numbers for messages."""
+        arrow = self.find(arrow)
+        sampling = sampling or self.default(arrow)
+        found = self._produced(arrow, records, sampling, batch, rows)
+        left = list(range(len(found)))
+        for turn in range(1, 1 if sampling.greedy else sampling.tries):
+            left = [left[i] for i in misread(self, arrow, [records[i] for i in left], [found[i].value for i in left])]
+            if not left:
+                break
+            again = replace(sampling, seed=sampling.seed + turn * 1_000_003)
+            names = None if rows is None else [rows[i] for i in left]
+            for i, one in zip(
+                left, self._produced(arrow, [records[i] for i in left], again, batch, names), strict=True
+            ):
+                found[i] = one
+        return found
+
+    def default(self, arrow: int) -> Sampling:
+        """How an arrow is decoded when nothing is said."""
+        kind = self.renderer.columns[self.renderer.arrows[arrow].output].name
+        return default(kind, reverse(self.renderer.arrows, arrow) is not None)
+
+    def _produced(
+        self,
+        arrow: int,
+        records: Sequence[Mapping[str, Any]],
+        sampling: Sampling,
+        batch: int,
+        rows: Sequence[int] | None,
+    ) -> list[Produced]:
         column = self.renderer.arrows[arrow].output
         samples = self.prompts(arrow, records, rows)
         draws = None if sampling.greedy else Draws([identity(sample) for sample in samples], sampling.seed)
@@ -252,7 +281,7 @@ def predict(
     arrow: str,
     rows: Any = None,
     *,
-    temperature: float = 0.0,
+    temperature: float | None = None,
     top_k: int = 0,
     top_p: float = 1.0,
     min_p: float = 0.0,
@@ -265,17 +294,19 @@ def predict(
 
     rows     a list of records {column: value}, one record, or a table; or give one record's columns by name:
              `predict(run, "caption -> image", caption="a red circle")`
-    sampling see `Sampling`; the default is greedy. A draw depends on the seed and on what is asked, not on the batch.
+    sampling see `Sampling`. temperature None: 0, but 1 for pictures, drawn again while the run's reverse arrow
+             does not read them as asked. A draw depends on the seed and on what is asked, not on the batch.
     batch    rows decoded at once; 0: as many as are quick
 
     Always returns a list, of one value for one record. Raises ArrowError for an arrow the run does not have, DataError
     for a missing input or media that cannot be decoded.
     """
-    sampling = Sampling(temperature, top_k, top_p, min_p, repetition, seed)
     records, _ = as_records(rows, columns)
     if not records:
         return []
     predictor = run if isinstance(run, Predictor) else Predictor(run)
+    usual = predictor.default(predictor.find(arrow)) if temperature is None else Sampling(temperature)
+    sampling = replace(usual, top_k=top_k, top_p=top_p, min_p=min_p, repetition=repetition, seed=seed)
     return [one.value for one in predictor.produce(arrow, records, sampling, batch=batch)]
 
 

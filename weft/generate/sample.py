@@ -33,6 +33,7 @@ class Sampling:
     min_p        only those at least this share of the most likely's probability (Nguyen et al. 2024)
     repetition   divide positive logits of tokens already produced by this, multiply negative ones (Keskar et al. 2019)
     seed         draws repeat with the same seed
+    tries        draw at most so often what the run's reverse arrow does not read as it was asked
     """
 
     temperature: float = 0.0
@@ -41,6 +42,7 @@ class Sampling:
     min_p: float = 0.0
     repetition: float = 1.0
     seed: int = 0
+    tries: int = 1
 
     def __post_init__(self) -> None:
         checks = [
@@ -49,6 +51,7 @@ class Sampling:
             (0 < self.top_p <= 1, "top_p", "above 0 and at most 1"),
             (0 <= self.min_p <= 1, "min_p", "between 0 and 1"),
             (self.repetition > 0, "repetition", "above 0"),
+            (self.tries >= 1, "tries", "1 or more"),
         ]
         for fine, name, expected in checks:
             if not fine:
