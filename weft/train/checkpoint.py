@@ -64,6 +64,8 @@ def save(folder: Path, step: int, parts: Mapping[str, Any], keep: int) -> Path:
     """
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"step-{step:06d}"
+    if target.exists() and not damage(target):
+        return target  # saved a moment ago: with keep=1, replacing it would leave a moment without any
     staged = folder / f".{target.name}.{os.getpid()}"
     try:
         shutil.rmtree(staged, ignore_errors=True)
