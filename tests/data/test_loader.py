@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from weft.data import batch as batches
@@ -111,17 +111,13 @@ def test_an_epoch_holds_every_sample_once(load):
     assert set(found.values()) == {epochs}, "each once an epoch"
 
 
-@settings(max_examples=15, deadline=None)
-@given(st.integers(1, 40), st.integers(24, 64), st.integers(0, 3))
-def test_steps_hold_the_round_exactly(rows, length, seed):
-    from conftest import Resolved, WordRenderer
-
-    from weft.arrows.grammar import parse
-
-    arrows = [parse(ASK), parse("-> text")]
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rows=st.integers(1, 40), length=st.integers(24, 64), seed=st.integers(0, 3))
+def test_steps_hold_the_round_exactly(renderer, resolved, rows, length, seed):
+    arrows, words_of = renderer(ASK, "-> text")
     recipe = Recipe(seed=seed, arrows=(ASK, "-> text"), train=TrainRecipe(tokens=128, length=length))
     loader = Loader(
-        table(3 * rows), WordRenderer(arrows), arrows=arrows, resolutions=[Resolved("next")] * 2, recipe=recipe,
+        table(3 * rows), words_of, arrows=arrows, resolutions=[resolved("next")] * 2, recipe=recipe,
         split=np.array(["train"] * 3 * rows, dtype=object),
     )  # fmt: skip
     plan = loader.round(0)
