@@ -115,6 +115,18 @@ def test_sinusoidal_waves() -> None:
     assert waves[1, 2] == pytest.approx(math.sin(1e-4))
 
 
+def test_sinusoidal_against_the_authors_code() -> None:
+    """tensor2tensor, common_attention.get_timing_signal_1d, written out with a loop; odd widths end in a zero."""
+    for width in (2, 7, 8, 33):
+        half = width // 2
+        rates = [math.exp(-i * math.log(10_000.0) / max(half - 1, 1)) for i in range(half)]
+        rows = [[*(math.sin(n * r) for r in rates), *(math.cos(n * r) for r in rates)] for n in range(9)]
+        expected = torch.tensor([row + [0.0] * (width % 2) for row in rows])
+        torch.testing.assert_close(sinusoidal(torch.arange(9)[None], width, 10_000.0)[0], expected)
+    printed = [math.sin(3 * 10_000 ** (-2 * i / 8)) for i in range(4)]
+    assert sinusoidal(torch.tensor([[3]]), 8, 10_000.0)[0, 0, :4].tolist() != pytest.approx(printed), "not the formula"
+
+
 def test_places_are_counted_within_documents_and_branches() -> None:
     tokens = Tokens(
         torch.zeros(1, 9, dtype=torch.long),

@@ -12,7 +12,7 @@ from PIL import Image
 
 from weft.errors import DataError, RecipeError
 from weft.modalities import image as images
-from weft.modalities.image import fit, open_image, patches, resize, shift, square, to_png, unpatch
+from weft.modalities.image import fit, open_image, patches, resize, shift, square, to_png
 
 
 def noise(height: int = 24, width: int = 40, seed: int = 0) -> np.ndarray:
@@ -87,6 +87,24 @@ def test_grey_two_tone_and_sixteen_bit() -> None:
     np.testing.assert_array_equal(open_image(grey > 100), open_image(two))
 
 
+@pytest.mark.parametrize("kind", ["int64", "int32", "int16", "uint32"])
+def test_other_whole_numbers_are_eight_bit_or_refused(kind: str) -> None:
+    """Arithmetic leaves int64: 200 is then still 200, not 200 of 65,535."""
+    array = noise()
+    np.testing.assert_array_equal(open_image(array.astype(kind)), array)
+    np.testing.assert_array_equal(open_image(array.astype(np.uint16) * 257), array, "control: uint16 is 16 bit")
+    with pytest.raises(DataError, match=rf"holds {kind} from .* to 3000; 0 to 255 was expected, or uint16"):
+        open_image(np.array([[0, 3000]], kind))
+
+
+def test_pillows_wide_pictures_are_sixteen_bit() -> None:
+    wide = Image.fromarray(np.array([[0, 257 * 100, 65535]], np.int32))
+    assert wide.mode == "I"
+    assert open_image(wide)[0, :, 0].tolist() == [0, 100, 255]
+    with pytest.raises(DataError, match="0 to 65535"):
+        open_image(Image.fromarray(np.array([[70000]], np.int32)))
+
+
 def test_first_frame_of_an_animation() -> None:
     first, second = Image.new("RGB", (8, 8), "red"), Image.new("RGB", (8, 8), "blue")
     for kind in ("GIF", "WEBP", "TIFF"):
@@ -151,7 +169,7 @@ def test_arrays_that_are_no_images_are_refused() -> None:
         (np.zeros(8, np.uint8), "shape"),
         (np.full((4, 4), 7.0), "0 to 1"),
         (np.full((4, 4), np.nan), "not finite"),
-        (np.full((4, 4), -3), "0 to 65535"),
+        (np.full((4, 4), -3), "0 to 255"),
         (np.zeros((4, 4), complex), "complex"),
         (np.full((4, 4), "a"), "uint8"),
     ]:
@@ -207,7 +225,8 @@ def test_patches_are_row_by_row_and_come_back() -> None:
     fourth = array[8:16, 0:8].transpose(2, 0, 1).reshape(-1)  # channel, row, column
     np.testing.assert_allclose(values[3], fourth / 127.5 - 1, atol=1e-3)
     assert values.min() >= -1 and values.max() <= 1
-    np.testing.assert_array_equal(unpatch(values, 2, 3), array)
+    back = values.reshape(2, 3, 3, 8, 8).transpose(0, 3, 1, 4, 2).reshape(16, 24, 3).astype(np.float32)
+    np.testing.assert_array_equal(np.rint((back + 1) * 127.5), array, "nothing is lost")
 
 
 def test_wrong_sizes_are_refused() -> None:

@@ -30,7 +30,10 @@ class Learned:
 
 @dataclass(frozen=True)
 class Sinusoidal:
-    """Sines and cosines of geometric wavelengths, added to the embeddings (Vaswani et al. 2017, section 3.5)."""
+    """Sines, then cosines, of geometric wavelengths, added to the embeddings.
+
+    Vaswani et al. 2017, section 3.5, in the order of the authors' code, not of the formula (`position.sinusoidal`).
+    """
 
     theta: float = 10_000.0
 

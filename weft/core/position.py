@@ -53,11 +53,18 @@ def rotate(x: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def sinusoidal(order: Tensor, dim: int, theta: float) -> Tensor:
-    """(1|B,T) places -> (1|B,T,D): sines of half of the waves, then cosines."""
+    """(1|B,T) places -> (1|B,T,D): the sines of all waves, then their cosines; of an odd D the last feature is 0.
+
+    As the authors' own code does it (tensor2tensor, `get_timing_signal_1d`) and Whisper after it: waves from 2 pi to
+    2 pi theta, both included. The formula printed in section 3.5 of Vaswani et al. 2017 has sine and cosine of a wave
+    side by side, and wave i of D/2 at theta^(2i/D): another order, which the layers above learn alike, and a longest
+    wave a little shorter.
+    """
     half = dim // 2
     speed = theta ** -(torch.arange(half, device=order.device, dtype=torch.float32) / max(half - 1, 1))
     angle = order[..., None].float() * speed
-    return torch.cat((angle.sin(), angle.cos()), -1)
+    waves = torch.cat((angle.sin(), angle.cos()), -1)
+    return torch.nn.functional.pad(waves, (0, dim % 2))
 
 
 def buckets(config: c.RelativeBias, q: Layout, k: Layout, *, both: bool) -> Tensor:

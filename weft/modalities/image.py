@@ -38,7 +38,8 @@ def open_image(source: str | Path | bytes | Image.Image | np.ndarray, name: str 
     """Any picture -> (H,W,3) uint8, upright, on white.
 
     EXIF rotation is applied, alpha is laid over white, grey and 16 bit become 8-bit RGB, of an animation the first
-    frame is taken. An array may be (H,W), (H,W,1), (H,W,3) or (H,W,4) of uint8, uint16, bool or float in [0,1].
+    frame is taken. An array may be (H,W), (H,W,1), (H,W,3) or (H,W,4) of uint8, uint16, bool or float in [0,1]; other
+    whole numbers are taken for 8 bit, and refused above 255.
     `name` stands for the picture in errors (a path names itself). Raises DataError.
     """
     if isinstance(source, np.ndarray):
@@ -88,7 +89,7 @@ def _decode(image: Image.Image, name: str) -> np.ndarray:
     try:
         image = ImageOps.exif_transpose(image)
         if image.mode.startswith(("I", "F")):
-            return _from_array(np.asarray(image), name)
+            return _from_array(_sixteen(np.asarray(image), name), name)
         if image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info:
             image = image.convert("RGBA")
             white = Image.new("RGBA", image.size, (WHITE, WHITE, WHITE, WHITE))
@@ -100,8 +101,16 @@ def _decode(image: Image.Image, name: str) -> np.ndarray:
         raise DataError(f"{name}: the {image.format or 'image'} data is damaged or cut off ({error})") from error
 
 
+def _sixteen(array: np.ndarray, name: str) -> np.ndarray:
+    """Pillow's whole-number modes are 16 bit in the file, whatever it holds them in; floats are passed on."""
+    if array.dtype.kind not in "iu":
+        return array
+    _within(array, name, 65535)
+    return array.astype(np.uint16)
+
+
 def _from_array(array: np.ndarray, name: str) -> np.ndarray:
-    """(H,W), (H,W,1|3|4) of uint8, uint16, int32, bool or float -> (H,W,3) uint8."""
+    """(H,W), (H,W,1|3|4) of whole numbers, bool or float -> (H,W,3) uint8."""
     array = array[..., None] if array.ndim == 2 else array
     if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or 0 in array.shape:
         raise DataError(
@@ -120,17 +129,27 @@ def _from_array(array: np.ndarray, name: str) -> np.ndarray:
 
 
 def _to_bytes(array: np.ndarray, name: str) -> np.ndarray:
-    """Numbers of another range -> float 0..255, by their type: 16 bit or float in [0,1]."""
+    """Numbers of another type -> 0..255 by their type: uint16 is 16 bit, other whole numbers 8 bit, floats in [0,1].
+
+    An int64 array is nearly always 8 bit that went through arithmetic. What it held before cannot be told from its
+    numbers, so one with more than 255 is refused rather than guessed.
+    """
     if not np.issubdtype(array.dtype, np.number) or np.iscomplexobj(array):
         raise DataError(f"{name} holds {array.dtype}; uint8, uint16, bool or float in [0,1] was expected")
+    if array.dtype.kind in "iu" and array.dtype != np.uint16:
+        _within(array, name, 255, ", or uint16 for 16 bit: array.astype(np.uint16)")
+        return array.astype(np.uint8)
+    limit = 65535 if array.dtype == np.uint16 else 1
+    _within(array, name, limit)
+    return array.astype(np.float32) * np.float32(255 / limit)
+
+
+def _within(array: np.ndarray, name: str, limit: int, otherwise: str = "") -> None:
     low, high = float(array.min()), float(array.max())
     if not (np.isfinite(low) and np.isfinite(high)):
         raise DataError(f"{name} holds numbers that are not finite")
-    whole = np.issubdtype(array.dtype, np.integer)
-    limit = 65535 if whole else 1
     if low < 0 or high > limit:
-        raise DataError(f"{name} holds {array.dtype} from {low:g} to {high:g}; 0 to {limit} was expected")
-    return array.astype(np.float32) * np.float32(255 / limit)
+        raise DataError(f"{name} holds {array.dtype} from {low:g} to {high:g}; 0 to {limit} was expected{otherwise}")
 
 
 def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -199,14 +218,6 @@ def patches(image: np.ndarray, patch: int) -> Patches:
     positions[:, 1] = np.repeat(np.arange(rows), columns)
     positions[:, 2] = np.tile(np.arange(columns), rows)
     return Patches(values, positions, float(max(rows, columns)))
-
-
-def unpatch(values: np.ndarray, rows: int, columns: int) -> np.ndarray:
-    """The way back of `patches`: (rows*columns,3*P*P) -> (h,w,3) uint8 (to show what the model saw)."""
-    patch = round((values.shape[1] / 3) ** 0.5)
-    image = values.astype(np.float32).reshape(rows, columns, 3, patch, patch).transpose(0, 3, 1, 4, 2)
-    image = image.reshape(rows * patch, columns * patch, 3)
-    return np.clip(np.rint((image + 1) * 127.5), 0, 255).astype(np.uint8)
 
 
 def to_png(image: np.ndarray) -> bytes:
