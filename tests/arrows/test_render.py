@@ -230,10 +230,7 @@ def test_the_second_time_nothing_is_made_anew(row: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("value", [None, "", "  \n", float("nan")])
 def test_blank_cells(row: dict[str, Any], value: Any) -> None:
-    assert all(RENDERER.covers(row, index) for index in range(len(ARROWS)))
     made = {**row, "question": value}
-    assert [RENDERER.covers(made, i) for i in range(len(ARROWS))] == ["question" not in a for a in ARROWS]
-    assert not RENDERER.covers({}, 0)
     for ask in (RENDERER.render, RENDERER.length):
         with pytest.raises(DataError, match=r"row 3, column 'question': there is no value"):
             ask(made, 0, row=3)

@@ -32,6 +32,12 @@ def asked(image: int, question: int, answer: int, arrow: int = 0) -> Sample:
     return Sample(0, arrow, spans)
 
 
+def shared(samples: list[Sample], weights: list[float], room: int = 64) -> list[pack.Document]:
+    """`pack.share`, with the arrows of the samples and their weights in place of the samples' numbers."""
+    own = lambda part: part._replace(arrow=samples[part.arrow].arrow, weight=weights[samples[part.arrow].arrow])
+    return [[own(part) if part.arrow >= 0 else part for part in document] for document in pack.share(samples, room)]
+
+
 lengths = st.lists(st.integers(1, 32), min_size=1, max_size=200)
 
 
@@ -78,11 +84,19 @@ def test_fill_refuses_what_fits_nowhere():
 
 def test_samples_of_one_image_share_it():
     samples = [asked(1, 20, 30), asked(2, 20, 31), asked(1, 21, 32)]
-    first, second = pack.share(samples, [1.0])
+    first, second = shared(samples, [1.0])
     assert [len(part.piece) for part in first] == [5, 5, 5], "trunk of marker and image, then two branches"
     assert [part.branch for part in first] == [0, 1, 2], "the trunk is branch 0"
     assert [part.start for part in first] == [0.0, 3.0, 3.0], "both branches start where marker and image end"
     assert len(second) == 1 and second[0].branch == 0, "a lone sample is all trunk"
+
+
+def test_what_does_not_fit_shares_again():
+    documents = pack.share([asked(1, 20 + n, 30 + n) for n in range(5)], 20)
+    assert [[len(part.piece) for part in document] for document in documents] == [[5, 5, 5, 5], [5, 5, 5]]
+    assert [part.arrow for document in documents for part in document] == [-1, 0, 1, 2, -1, 3, 4], "samples' numbers"
+    (alone,) = pack.share([asked(1, 20, 30)], 4)
+    assert sum(len(part.piece) for part in alone) == 10, "one that is longer stands by itself"
 
 
 def test_what_predicts_is_not_shared():
@@ -91,24 +105,24 @@ def test_what_predicts_is_not_shared():
         Sample(0, 0, (text(10, key="m"), text(5, key="t"), text(12, key="o"), text(n, 1, loss=True))) for n in (30, 31)
     )
     assert len(pack.leading(one)) == 2, "marker and text are shared, the output's marker is not"
-    (document,) = pack.share([one, two], [1.0])
+    (document,) = shared([one, two], [1.0])
     stream = pack.collate([[document]], 1, 16)
     assert sorted(stream.targets[stream.targets >= 0].tolist()) == [1, 1, 30, 31], "every output token has its target"
 
 
 def test_shared_branches_train_what_single_samples_train():
     samples = [asked(1, 20 + n, 30 + n) for n in range(5)]
-    shared = pack.collate([pack.share(samples, [2.0])], 1, 64)
-    single = pack.collate([[pack.share([s], [2.0])[0]] for s in samples], 5, 16)
+    together = pack.collate([shared(samples, [2.0])], 1, 64)
+    single = pack.collate([[shared([s], [2.0])[0]] for s in samples], 5, 16)
     trained = lambda stream: sorted(stream.targets[stream.targets >= 0].tolist())
-    assert trained(shared) == trained(single), "the same tokens are predicted"
-    assert shared.trained == single.trained == 20.0, "ten tokens of weight 2"
-    assert shared.real == 5 + 25 and single.real == 50, "sharing saves four images with their markers"
+    assert trained(together) == trained(single), "the same tokens are predicted"
+    assert together.trained == single.trained == 20.0, "ten tokens of weight 2"
+    assert together.real == 5 + 25 and single.real == 50, "sharing saves four images with their markers"
 
 
 def test_collate_lays_out_documents_branches_positions_and_media():
     samples = [asked(1, 20, 30, arrow=0), asked(1, 21, 31, arrow=1), asked(2, 22, 32, arrow=1)]
-    row = pack.share(samples, [1.0, 0.5])
+    row = shared(samples, [1.0, 0.5])
     stream = pack.collate([row, []], 3, 32)
     tokens = stream.tokens
     assert tokens.ids.shape == (3, 32) and tokens.positions.shape == (3, 32, 3), "three rows, two of them empty"
@@ -132,7 +146,7 @@ def test_collate_lays_out_documents_branches_positions_and_media():
 
 def test_collate_says_when_a_row_is_too_long():
     with pytest.raises(WeftError, match="A row of 10 tokens was packed for a length of 8"):
-        pack.collate([pack.share([asked(1, 20, 30)], [1.0])], 1, 8)
+        pack.collate([shared([asked(1, 20, 30)], [1.0])], 1, 8)
 
 
 def test_no_row_at_all_is_all_padding():
@@ -163,18 +177,32 @@ def test_a_packed_loss_is_the_unpacked_loss(rows, seed):
     """Through a real model: the same samples alone in their rows, and packed into trees."""
     total = lambda batches: sum(float(losses(stream)) for stream in batches)
     samples = [asked(*row) for row in rows]
-    documents = pack.share(samples, [1.0])
+    documents = shared(samples, [1.0])
     sizes = np.array([sum(len(part.piece) for part in document) for document in documents])
     rows_of = pack.pack(sizes, int(max(sizes.max(), 48)), np.random.default_rng(seed))
     packed = pack.collate([[documents[n] for n in row] for row in rows_of], len(rows_of), int(max(sizes.max(), 48)))
-    single = [pack.collate([pack.share([sample], [1.0])], 1, 12) for sample in samples]
-    assert total([packed]) == pytest.approx(total(single), rel=1e-4), "packing changes the loss"
-    # negative control: one document per row, no branches told apart
-    blind = pack.collate([[documents[n] for n in row] for row in rows_of], len(rows_of), int(max(sizes.max(), 48)))
-    blind.tokens.document = blind.tokens.document.clamp(max=1)
-    blind.tokens.branch = torch.zeros_like(blind.tokens.branch)
-    if len(samples) > 3:
-        assert total([blind]) != pytest.approx(total(single), rel=1e-5), "without documents and branches it must differ"
+    single = [pack.collate([shared([sample], [1.0])], 1, 12) for sample in samples]
+    assert total([packed]) == pytest.approx(total(single), rel=1e-5), "packing changes the loss"
+
+
+@pytest.mark.parametrize("fault", ["documents", "branches", "positions", "media"])
+def test_each_part_of_packing_is_needed(fault):
+    """Negative controls: with one of them left out, the packed loss is off by 100 times the tolerance."""
+    samples = [asked(n % 2, 20 + n, 30 + n) for n in range(6)]
+    row = pack.share(samples, 64)
+    packed = pack.collate([row], 1, 64)
+    right = float(losses(packed))
+    assert right == pytest.approx(sum(float(losses(pack.collate([pack.share([s], 64)], 1, 12))) for s in samples), 1e-5)
+    tokens = packed.tokens
+    if fault == "documents":
+        tokens.document = tokens.document.clamp(max=1)
+    elif fault == "branches":
+        tokens.branch = torch.zeros_like(tokens.branch)
+    elif fault == "positions":  # a branch goes on from the one before it, not from the trunk
+        tokens.positions = tokens.positions + tokens.branch[..., None].clamp(min=1) - 1
+    else:
+        tokens.media[0].values = tokens.media[0].values.flip(0)
+    assert abs(float(losses(packed)) - right) > 1e-3 * right, f"{fault} could be left out"
 
 
 def losses(stream: pack.Stream) -> torch.Tensor:

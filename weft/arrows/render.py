@@ -185,10 +185,6 @@ class Renderer:
                 raise self._located(error, row, column, value) from error
         return total
 
-    def covers(self, record: Mapping[str, Any], arrow_index: int) -> bool:
-        """Whether the record has a value in every column of the arrow: blank cells let a table carry several tasks."""
-        return not any(blank(record.get(column)) for column in self.arrows[arrow_index].columns)
-
     def index(self, arrow: Arrow | str) -> int:
         """The number of an arrow of this run, by its task. Raises ArrowError for another one."""
         task = (parse(arrow) if isinstance(arrow, str) else arrow).task

@@ -6,9 +6,8 @@ no loss; when they are more than the allowed share, DataError.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Hashable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -61,11 +60,6 @@ class Skips:
                     f"{len(self._broken)} of {self.rows} rows cannot be used, more than the allowed {self.share:.2%}"
                     f" (train.options.skip_share). The last: row {skip.row}, {skip.what}: {skip.reason}"
                 )
-
-    def write(self, path: str | Path) -> None:
-        """One JSON line each, in the order of the rows."""
-        lines = [json.dumps(asdict(self.found[key]), ensure_ascii=False) for key in sorted(self.found)]
-        Path(path).write_text("".join(line + "\n" for line in lines), encoding="utf-8")
 
 
 class Kept(NamedTuple):

@@ -93,10 +93,6 @@ class Loader:
         """The rows left out so far, in the table's order."""
         return [self._skips.found[key] for key in sorted(self._skips.found)]
 
-    def write_skipped(self, path: str | Path) -> None:
-        """All that was left out and why, one JSON line each."""
-        self._skips.write(path)
-
     @property
     def tokens_per_step(self) -> int:
         """Tokens of a step, padding included."""

@@ -144,21 +144,24 @@ def common(keys: Sequence[tuple[Hashable, ...]]) -> int:
     return next((i for i, column in enumerate(zip(*keys, strict=False)) if len(set(column)) > 1), min(map(len, keys)))
 
 
-def share(samples: Sequence[Sample], weights: Sequence[float]) -> list[Document]:
+def share(samples: Sequence[Sample], room: int) -> list[Document]:
     """Samples -> documents: those that begin with the same column (marker and content) become branches of one trunk.
 
-    `weights` are the arrows' loss weights, by arrow number. For next-token objectives.
+    The branches' arrow numbers are the numbers of the samples. A document is of about `room` tokens: longer only where
+    one sample is.
     """
-    groups: dict[Hashable, list[Sample]] = {}
+    groups: dict[Hashable, list[int]] = {}
     for number, sample in enumerate(samples):
         keys = leading(sample)
-        groups.setdefault(keys[:2] if len(keys) > 1 else number, []).append(sample)
-    documents = []
+        groups.setdefault(keys[:2] if len(keys) > 1 else ("alone", number), []).append(number)
+    documents, even = [], [1.0] * len(samples)
     for members in groups.values():
-        spans = common([leading(sample) for sample in members]) if len(members) > 1 else 0
-        pieces = [flatten(sample.spans[spans:])[0] for sample in members]
-        trunk = flatten(members[0].spans[:spans])[0] if spans else None
-        documents.append(tree(trunk, pieces, [sample.arrow for sample in members], weights))
+        spans = common([leading(samples[i]) for i in members]) if len(members) > 1 else 0
+        trunk = flatten(samples[members[0]].spans[:spans])[0] if spans else None
+        pieces = [flatten(samples[i].spans[spans:])[0] for i in members]
+        left = max(room - (len(trunk) if trunk else 0), max(map(len, pieces)))
+        for part in fill([len(piece) for piece in pieces], left):
+            documents.append(tree(trunk, [pieces[i] for i in part], [members[i] for i in part], even))
     return documents
 
 

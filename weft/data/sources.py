@@ -110,11 +110,6 @@ class Table:
         """(rows,) bool: where the column is not blank."""
         return np.fromiter((not blank(cell) for cell in self.column(name)), bool, len(self))
 
-    def where(self, name: str, index: int) -> str:
-        """What to call a cell in an error: 'row 12, image cats/1.png'."""
-        value = self.column(name)[index]
-        return f"row {index}, {name} {value if isinstance(value, str | Path) else type(value).__name__}"
-
     @cached_property
     def fingerprint(self) -> str:
         """16 hex digits of the content: all cells, and the sizes of the media files that they name."""

@@ -9,7 +9,7 @@ Shape letters:  B rows  T tokens of the longest prompt  A position axes  n promp
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -76,7 +76,7 @@ class Shared:
 
 def shared(samples: Sequence[Sample], length: int, tokens: int) -> list[Shared]:
     """Prompts packed with common beginnings shared, in batches of about `tokens` tokens, rows of `length` or longer."""
-    documents = trees(samples, length)
+    documents = pack.share(samples, length)
     lengths = np.array([sum(len(part.piece) for part in document) for document in documents])
     batches = []
     for low, high in ((0, length), (length, np.inf)):  # the few that are longer than a row get rows of their own
@@ -88,25 +88,6 @@ def shared(samples: Sequence[Sample], length: int, tokens: int) -> list[Shared]:
             chunks = [rows[start : start + height] for start in range(0, len(rows), height)]
             batches += [_collated([[documents[i] for i in row] for row in chunk], width) for chunk in chunks]
     return batches
-
-
-def trees(samples: Sequence[Sample], length: int) -> list[Document]:
-    """Documents of about `length` tokens whose branches' arrow numbers are the numbers of the samples."""
-    groups: dict[Hashable, list[int]] = {}
-    for number, sample in enumerate(samples):
-        keys = pack.leading(sample)
-        groups.setdefault(keys[:2] if len(keys) > 1 else ("alone", number), []).append(number)
-    documents, even = [], [1.0] * len(samples)
-    for members in groups.values():
-        spans = pack.common([pack.leading(samples[i]) for i in members]) if len(members) > 1 else 0
-        trunk = pack.flatten(samples[members[0]].spans[:spans])[0] if spans else None
-        pieces = [pack.flatten(samples[i].spans[spans:])[0] for i in members]
-        longest = max(len(piece) for piece in pieces)
-        room = max(length - (len(trunk) if trunk else 0), longest)
-        for part in pack.fill([len(piece) for piece in pieces], room):
-            chosen = pack.tree(trunk, [pieces[i] for i in part], [members[i] for i in part], even)
-            documents.append(chosen)
-    return documents
 
 
 def _collated(rows: list[list[Document]], width: int) -> Shared:

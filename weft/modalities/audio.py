@@ -69,17 +69,6 @@ def open_audio(source: str | Path | bytes | tuple[np.ndarray, int], name: str = 
     return np.ascontiguousarray(wave, dtype=np.float32)
 
 
-def duration(path: str | Path) -> float:
-    """Seconds of a sound file, from its header alone. Raises DataError."""
-    if not Path(path).is_file():
-        read_file(path, "a sound")  # says why not
-    try:
-        info = soundfile.info(str(path))
-    except (soundfile.SoundFileError, RuntimeError, OSError) as error:
-        raise DataError(f"{path}: not a sound that can be read; expected {KINDS}") from error
-    return info.frames / info.samplerate
-
-
 def _read(source: object, name: str) -> tuple[np.ndarray, int]:
     """A file's path or bytes -> (S,channels) float32 and its rate."""
     if isinstance(source, (str, Path)):
