@@ -22,6 +22,7 @@ ROOMS: dict[str, set[str]] = {
     "model": {"core", "heads", "families"},
     "objectives": {"core", "heads", "model", "data.batch"},
     "run": {"core", "modalities", "families", "arrows", "data", "model", "heads", "train.checkpoint"},
+    "convert": {"core", "modalities", "families", "heads", "model", "run"},
     "train": {
         "core",
         "modalities",
@@ -34,8 +35,9 @@ ROOMS: dict[str, set[str]] = {
         "run",
         "generate",
         "evaluate",
+        "convert",
     },
-    "generate": {"core", "modalities", "arrows", "data", "model", "heads", "run"},
+    "generate": {"core", "modalities", "arrows", "data", "model", "heads", "run", "convert"},
     "evaluate": {
         "core",
         "modalities",
@@ -48,6 +50,7 @@ ROOMS: dict[str, set[str]] = {
         "run",
         "generate",
         "train",
+        "convert",
     },
 }
 CORE_MAY_IMPORT = {

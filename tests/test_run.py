@@ -9,9 +9,10 @@ import sys
 
 import pytest
 
+from weft.convert.load import load
 from weft.errors import RunError
 from weft.recipe import Recipe, TrainRecipe
-from weft.run import Run, kind_of, load, replace_text
+from weft.run import Run, kind_of, replace_text
 
 
 @pytest.fixture

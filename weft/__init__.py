@@ -18,19 +18,19 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:  # what an editor and pyright see; at run time __getattr__ below does it
+    from weft.convert.load import load as load
     from weft.errors import WeftError as WeftError
     from weft.evaluate.compare import compare as compare
     from weft.evaluate.report import report as report
     from weft.evaluate.run import evaluate as evaluate
     from weft.generate.predict import predict as predict
-    from weft.run import load as load
     from weft.train import check as check
     from weft.train import plan as plan
     from weft.train import train as train
 
 # public name -> the module that holds it
 PUBLIC = {
-    "load": "weft.run",
+    "load": "weft.convert.load",
     "train": "weft.train",
     "plan": "weft.train",
     "check": "weft.train",

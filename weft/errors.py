@@ -30,6 +30,10 @@ class RunError(WeftError):
     """A run directory that is missing, busy or damaged."""
 
 
+class ConvertError(WeftError):
+    """Weights, a tokenizer or a config of another layout that do not fit."""
+
+
 class CheckError(WeftError):
     """`weft check` found an invariant broken on the user's own rows."""
 

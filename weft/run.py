@@ -260,8 +260,3 @@ def beside(path: Path) -> list[str]:
     """Runs in the same folder, for an error message."""
     folder = path.parent
     return sorted(str(p.parent) for p in folder.glob(f"*/{RECIPE}"))[:8] if folder.is_dir() else []
-
-
-def load(source: str | Path, device: str = "cpu") -> Model:
-    """The model of a run directory, ready to predict: `weft.load("runs/mine")`. Raises RunError."""
-    return Run.open(source).model(device)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from weft.core import config as c
 from weft.families.family import SIZES, Family, Wanted, published
+from weft.families.names import Rule
 
 
 def gpt(want: Wanted, *, activation: str = "gelu_tanh", stem: str = "linear", dropout: float = 0.0) -> c.ModelConfig:
@@ -30,6 +31,19 @@ def gpt(want: Wanted, *, activation: str = "gelu_tanh", stem: str = "linear", dr
         family="gpt",
     )
 
+
+NAMES = (
+    Rule("body.input.table.weight", "transformer.wte.weight"),
+    Rule("body.input.places.weight", "transformer.wpe.weight"),
+    Rule("body.stack.blocks.{i}.attn_norm.{p}", "transformer.h.{i}.ln_1.{p}"),
+    Rule("body.stack.blocks.{i}.attn.qkv.{p}", "transformer.h.{i}.attn.c_attn.{p}", "transposed"),
+    Rule("body.stack.blocks.{i}.attn.out.{p}", "transformer.h.{i}.attn.c_proj.{p}", "transposed"),
+    Rule("body.stack.blocks.{i}.ffn_norm.{p}", "transformer.h.{i}.ln_2.{p}"),
+    Rule("body.stack.blocks.{i}.ffn.up.{p}", "transformer.h.{i}.mlp.c_fc.{p}", "transposed"),
+    Rule("body.stack.blocks.{i}.ffn.down.{p}", "transformer.h.{i}.mlp.c_proj.{p}", "transposed"),
+    Rule("body.stack.norm.{p}", "transformer.ln_f.{p}"),
+    Rule("heads.language.weight", "lm_head.weight"),
+)
 
 two, three = published(1024, vocab=50257), published(2048, vocab=50257)
 FAMILY = Family(

@@ -1,0 +1,253 @@
+"""Model directories of the Hugging Face hub's form, in and out.
+
+    folder/
+    ├── config.json                       architecture and sizes
+    ├── model.safetensors                 or model-00001-of-00003.safetensors ... and model.safetensors.index.json
+    └── tokenizer.json, vocab.txt, ...    carried along
+
+Nothing in such a directory is imported or executed.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from weft.convert.header import Entry, header
+from weft.convert.layout import Layout, Raw
+from weft.convert.layouts import find, layout_of
+from weft.convert.weights import assign, own, to_ours, to_theirs
+from weft.core import config as c
+from weft.errors import ConvertError
+from weft.model import Model, build
+
+WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
+SHARD = 5 * 10**9  # bytes of one file, unless told otherwise
+LARGEST = 10**7  # bytes of a config.json
+
+# What travels beside the weights, if it is there.
+COMPANIONS = (
+    "tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "merges.txt", "tokenizer.model",
+    "spiece.model", "sentencepiece.bpe.model", "special_tokens_map.json", "added_tokens.json",
+    "generation_config.json", "chat_template.jinja", "chat_template.json", "preprocessor_config.json",
+    "processor_config.json", "modules.json", "sentence_bert_config.json", "config_sentence_transformers.json",
+    "1_Pooling/config.json", "normalizer.json",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A model of another layout, in ours.
+
+    config   our tree
+    state    our tensors, a shared one once
+    layout   how it was read, which is how it is written again
+    raw      config.json as it was
+    files    what lay beside it: name -> path (tokenizer, chat template, preprocessing)
+    """
+
+    config: c.ModelConfig
+    state: dict[str, Tensor]
+    layout: Layout
+    raw: dict[str, Any]
+    files: dict[str, Path] = field(default_factory=dict)
+
+    def model(self, seed: int = 0) -> Model:
+        """The model with these weights; parts that the files lack (optional ones) start by the seed."""
+        model = build(self.config, device="meta")
+        if set(own(model)) - set(self.state):
+            model = build(self.config, seed)
+        assign(model, self.state)
+        return model.eval()
+
+
+def is_hf(folder: Path) -> bool:
+    """Whether a directory looks like one of these."""
+    return (folder / CONFIG).is_file() and "model_type" in read_config(folder)
+
+
+def load_hf(folder: str | Path, dtype: torch.dtype | None = torch.float32) -> Imported:
+    """Read a directory. dtype: what floating tensors become; None: as they are stored.
+
+    Raises ConvertError: an unknown architecture, damaged files, tensors that do not fit the config, by name.
+    """
+    folder = Path(folder)
+    raw = read_config(folder)
+    layout = find(raw)
+    entries = shards(folder)
+    config = layout.read(raw)
+    names = {name for shard in entries.values() for name in shard}
+    if (layers := deepest(config)) > len(names):
+        raise ConvertError(f"{folder}: the config has {layers:,} layers, but the files hold {len(names)} tensors.")
+    theirs = {name: cast(tensor, dtype) for path in entries for name, tensor in load_file(path).items()}
+    model = build(config, device="meta")
+    try:
+        state = to_ours(layout.rules(config), prefixed(theirs, layout), model, layout.ignore)
+    except ConvertError as error:
+        raise ConvertError(f"{folder}: {error}") from error
+    files = {name: folder / name for name in COMPANIONS if (folder / name).is_file()}
+    return Imported(config, state, layout, raw, files)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json as a dict. Raises ConvertError if there is none, or it is none."""
+    path = folder / CONFIG
+    if not path.is_file():
+        raise ConvertError(f"{folder} holds no {CONFIG}. A model directory has config.json and model.safetensors.")
+    if path.stat().st_size > LARGEST:
+        raise ConvertError(f"{path} has {path.stat().st_size:,} bytes; a config has at most {LARGEST:,}.")
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConvertError(f"{path} cannot be read ({error}).") from error
+    if not isinstance(raw, dict):
+        raise ConvertError(f"{path} is a {type(raw).__name__}; a JSON object was expected.")
+    return raw
+
+
+def shards(folder: Path) -> dict[Path, dict[str, Entry]]:
+    """The files of a directory and the tensors in each, all headers checked."""
+    if (folder / WEIGHTS).is_file():
+        return {folder / WEIGHTS: header(folder / WEIGHTS)}
+    index = folder / INDEX
+    if not index.is_file():
+        other = sorted(p.name for p in folder.glob("*.bin")) + sorted(p.name for p in folder.glob("*.h5"))
+        hint = f" {', '.join(other[:3])} cannot be read: convert it to safetensors first." if other else ""
+        raise ConvertError(f"{folder} holds neither {WEIGHTS} nor {INDEX}.{hint}")
+    try:
+        place = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        named = {str(name): str(file) for name, file in place.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ConvertError(f"{index} has no weight_map that can be read ({error}).") from error
+    found = {}
+    for file in sorted(set(named.values())):
+        if Path(file).name != file or not (folder / file).is_file():
+            raise ConvertError(f"{index} names {file!r}, which is no file in {folder}.")
+        found[folder / file] = header(folder / file)
+        said = {name for name, where in named.items() if where == file}
+        if said != set(found[folder / file]):
+            differ = sorted(said ^ set(found[folder / file]))
+            raise ConvertError(f"{index} and {file} do not hold the same tensors: {', '.join(differ[:6])}.")
+    return found
+
+
+def deepest(config: Any) -> int:
+    """Layers of all stacks in a tree."""
+    if isinstance(config, c.StackConfig):
+        return config.depth
+    if isinstance(config, dict):
+        return sum(map(deepest, config.values()))
+    return sum(deepest(value) for value in vars(config).values()) if hasattr(config, "__dict__") else 0
+
+
+def cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """Floating tensors in `dtype`; others as they are."""
+    return tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
+
+
+def prefixed(theirs: dict[str, Tensor], layout: Layout) -> dict[str, Tensor]:
+    """All names as the layout's rules have them: a body saved by itself lacks the prefix."""
+    if not layout.prefix or any(name.startswith(layout.prefix) for name in theirs):
+        return theirs
+    return {layout.prefix + name: tensor for name, tensor in theirs.items()}
+
+
+def save_hf(
+    model: Model,
+    folder: str | Path,
+    raw: Raw | None = None,
+    *,
+    files: Mapping[str, Path] | None = None,
+    dtype: torch.dtype | None = torch.float32,
+    shard_bytes: int = SHARD,
+) -> Path:
+    """Write a model as a directory that the ecosystem reads.
+
+    raw    config.json of the directory it came from; None: it was made here, and its family's layout is taken
+    files  companions to copy: name -> path
+    Raises ConvertError if the layout cannot say all that the config says, and for a directory that is not empty.
+    """
+    folder, raw = Path(folder), dict(raw or {})
+    layout = find(raw) if raw else layout_of(model.config)
+    tree = written(layout, model.config, raw)
+    tensors = to_theirs(layout.rules(model.config), model)
+    if layout.prefix and tree["architectures"][0] in layout.bare:
+        tensors = {name.removeprefix(layout.prefix): tensor for name, tensor in tensors.items()}
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConvertError(f"{folder} is there and not empty. Give a new directory.")
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: cast(tensor, dtype).cpu().contiguous().clone() for name, tensor in tensors.items()}
+    write_shards(folder, tensors, shard_bytes)
+    kept = next((t.dtype for t in tensors.values() if t.is_floating_point()), torch.float32)
+    tree.pop("torch_dtype", None)
+    tree["dtype"] = str(kept).removeprefix("torch.")
+    (folder / CONFIG).write_text(json.dumps(tree, indent=2) + "\n", encoding="utf-8")
+    for name, path in (files or {}).items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, folder / name)
+    return folder
+
+
+def written(layout: Layout, config: c.ModelConfig, raw: Raw) -> dict[str, Any]:
+    """config.json of a config, proven by reading it again. Raises ConvertError where something would be lost."""
+    tree = layout.write(config, raw)
+    again = layout.read(json.loads(json.dumps(tree)))
+    if lost := difference(settled(c.to_tree(config)), settled(c.to_tree(again))):
+        raise ConvertError(f"The layout of {layout.architectures[0]} cannot say all of this model: {lost}.")
+    return tree
+
+
+def settled(tree: Any, path: str = "") -> Any:
+    """A tree without what a config.json need not carry: how weights start, dropout, the family's name."""
+    if isinstance(tree, dict):
+        return {k: settled(v) for k, v in tree.items() if k not in ("init", "dropout", "family")}
+    return [settled(v) for v in tree] if isinstance(tree, list) else tree
+
+
+def difference(ours: Any, theirs: Any, path: str = "") -> str:
+    """Where two trees first differ; empty if nowhere."""
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        for key in {**ours, **theirs}:
+            if found := difference(ours.get(key), theirs.get(key), f"{path}.{key}" if path else key):
+                return found
+        return ""
+    if isinstance(ours, list) and isinstance(theirs, list) and len(ours) == len(theirs):
+        return next(
+            (d for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if (d := difference(a, b, f"{path}[{i}]"))),
+            "",
+        )
+    return "" if ours == theirs else f"{path} is {short(ours)}, it would be read as {short(theirs)}"
+
+
+def short(value: Any) -> str:
+    return value["type"] if isinstance(value, dict) and "type" in value else repr(value)[:60]
+
+
+def write_shards(folder: Path, tensors: dict[str, Tensor], most: int) -> None:
+    """One file, or several of at most `most` bytes (a larger tensor has one of its own) and their index."""
+    groups: list[dict[str, Tensor]] = [{}]
+    taken = 0
+    for name, tensor in tensors.items():
+        if groups[-1] and taken + tensor.nbytes > most:
+            groups.append({})
+            taken = 0
+        groups[-1][name] = tensor
+        taken += tensor.nbytes
+    if len(groups) == 1:
+        save_file(groups[0], folder / WEIGHTS, metadata={"format": "pt"})
+        return
+    place = {}
+    for number, group in enumerate(groups, 1):
+        file = f"model-{number:05d}-of-{len(groups):05d}.safetensors"
+        save_file(group, folder / file, metadata={"format": "pt"})
+        place |= dict.fromkeys(group, file)
+    total = {"total_size": sum(tensor.nbytes for tensor in tensors.values())}
+    (folder / INDEX).write_text(json.dumps({"metadata": total, "weight_map": place}, indent=2) + "\n", encoding="utf-8")

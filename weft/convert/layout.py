@@ -1,0 +1,104 @@
+"""What a layout is: how another library writes a model's config and names its tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from weft.core.config import ModelConfig
+from weft.errors import ConvertError
+from weft.families.names import Rule
+
+Raw = Mapping[str, Any]
+MOST = 2**31  # no size of a model is more
+
+
+@dataclass(frozen=True)
+class Layout:
+    """architectures  names in a config.json that this layout reads, the one it writes unless told otherwise first
+    read           config.json as a dict -> our tree
+    write          our tree, and the dict that it came from ({}: none) -> config.json
+    rules          the names of a config's tensors
+    ignore         patterns of tensors that may be there and carry nothing
+    family         the family that is written like this
+    prefix         what stands before the names of the body; files without it are read as well
+    bare           architectures whose own files lack the prefix
+    """
+
+    architectures: tuple[str, ...]
+    read: Callable[[Raw], ModelConfig]
+    write: Callable[[ModelConfig, Raw], dict[str, Any]]
+    rules: Callable[[ModelConfig], tuple[Rule, ...]]
+    ignore: tuple[str, ...] = ()
+    family: str = ""
+    prefix: str = ""
+    bare: tuple[str, ...] = ()
+
+
+def architecture(raw: Raw) -> str:
+    """The architecture that a config.json names. Raises ConvertError if it names none."""
+    names = raw.get("architectures")
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise ConvertError('The config.json names no architecture; expected "architectures": ["LlamaForCausalLM"].')
+    return names[0]
+
+
+def whole(raw: Raw, *keys: str, default: int | None = None) -> int:
+    """A positive whole number under the first key that is there; null counts as absent.
+
+    Raises ConvertError if it is something else, or absent without a default.
+    """
+    value = first(raw, keys, default)
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < MOST:
+        raise ConvertError(f"{keys[0]} of the config.json is {value!r}; expected a positive whole number.")
+    return value
+
+
+def number(raw: Raw, *keys: str, default: float | None = None) -> float:
+    """A number under the first key that is there. Raises ConvertError as `whole` does."""
+    value = first(raw, keys, default)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ConvertError(f"{keys[0]} of the config.json is {value!r}; expected a number.")
+    return float(value)
+
+
+def first(raw: Raw, keys: Iterable[str], default: Any) -> Any:
+    """The value of the first key that is there and not null."""
+    return next((raw[key] for key in keys if raw.get(key) is not None), default)
+
+
+def only(raw: Raw, key: str, *values: Any) -> None:
+    """Raise ConvertError if a choice of the config is none that weft has; absent counts as the first."""
+    value = raw.get(key, values[0])
+    if value not in values:
+        raise ConvertError(f"{key} of the config.json is {value!r}; weft has {', '.join(map(repr, values))}.")
+
+
+# Names of activations there -> ours.
+ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "quick_gelu": "gelu_quick",
+    "relu": "relu",
+    "relu2": "relu2",
+    "silu": "silu",
+    "swish": "silu",
+}
+
+
+def activation(raw: Raw, *keys: str, default: str) -> str:
+    """Our name of the activation. Raises ConvertError for one that weft does not have."""
+    name = first(raw, keys, default)
+    if name not in ACTIVATIONS:
+        raise ConvertError(f"{keys[0]} of the config.json is {name!r}; weft has {', '.join(ACTIVATIONS)}.")
+    return ACTIVATIONS[name]
+
+
+def activation_name(ours: str, was: Any = None) -> str:
+    """Their name of ours: the one that `was` there, if it means the same."""
+    if ACTIVATIONS.get(was) == ours:
+        return was
+    return next(theirs for theirs, name in ACTIVATIONS.items() if name == ours)
