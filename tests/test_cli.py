@@ -89,7 +89,7 @@ def test_help_lists_what_is_there_and_nothing_else() -> None:
     assert found.code == 0
     commands = [line.split()[0] for line in found.out.split("Commands:")[1].splitlines() if line.strip()]
     assert [c for c in commands if c.islower() and len(c) > 3] == commands
-    assert commands == ["plan", "check", "train", "predict", "eval", "compare", "report"]
+    assert commands == ["plan", "check", "train", "predict", "eval", "compare", "report", "import", "export"]
     assert run("--version").out == f"weft {weft.__version__}\n"
 
 

@@ -19,6 +19,8 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:  # what an editor and pyright see; at run time __getattr__ below does it
     from weft.convert.load import load as load
+    from weft.convert.transfer import export as export
+    from weft.convert.transfer import import_model as import_model
     from weft.errors import WeftError as WeftError
     from weft.evaluate.compare import compare as compare
     from weft.evaluate.report import report as report
@@ -31,6 +33,8 @@ if TYPE_CHECKING:  # what an editor and pyright see; at run time __getattr__ bel
 # public name -> the module that holds it
 PUBLIC = {
     "load": "weft.convert.load",
+    "import_model": "weft.convert.transfer",
+    "export": "weft.convert.transfer",
     "train": "weft.train",
     "plan": "weft.train",
     "check": "weft.train",
@@ -40,7 +44,10 @@ PUBLIC = {
     "report": "weft.evaluate.report",
     "WeftError": "weft.errors",
 }
-__all__ = ["WeftError", "__version__", "check", "compare", "evaluate", "load", "plan", "predict", "report", "train"]
+__all__ = [
+    "WeftError", "__version__", "check", "compare", "evaluate", "export", "import_model", "load", "plan", "predict",
+    "report", "train",
+]  # fmt: skip
 
 
 def public(name: str) -> Any:

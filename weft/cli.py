@@ -1,6 +1,6 @@
 """The command line: read the words, call the public function of the same name, print what it returns.
 
-    weft plan | train | predict | eval | check | compare | report
+    weft plan | train | predict | eval | check | compare | report | import | export
 
 Exit codes: 0 done; 2 the user's input is at fault (one message on stderr); 130 interrupted; 1 our own fault, with a
 traceback.
@@ -192,6 +192,30 @@ def report(run: RunPath, json: Json = False) -> None:
     """Write RUN/report.html: one self-contained page with curves, results, samples and what went wrong."""
     path = weft.report(run)
     print_json({"report": str(path)}) if json else print(path)
+
+
+@app.command("import")
+def import_model(
+    source: Annotated[str, typer.Argument(metavar="SOURCE", show_default=False,
+                      help="A model directory of the Hugging Face hub's form, or a weight file.")],
+    out: Annotated[Path, typer.Option(help="The run directory to make.", show_default=False)],
+    json: Json = False,
+) -> None:  # fmt: skip
+    """Make a run directory of a model of another layout, every tensor accounted for by name."""
+    run = weft.import_model(source, out)
+    print_json({"run": str(run.path)}) if json else print(f"{run.path} is ready.")
+
+
+@app.command()
+def export(
+    run: RunPath,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to write; new.", show_default=False)],
+    to: Annotated[str, typer.Option(help="hf: a model directory of the Hugging Face hub's form.")] = "hf",
+    json: Json = False,
+) -> None:
+    """Write a run's model for other programs."""
+    path = weft.export(run, folder, to=to)
+    print_json({"export": str(path)}) if json else print(path)
 
 
 # ------------------------------------------------------------------------------------------------ reading the words

@@ -33,6 +33,7 @@ class ModelRecipe:
     depth: int = 0
     heads: int = 0
     options: dict[str, object] = field(default_factory=dict)  # passed to the family's function; unknown: named error
+    source: str = ""  # weights that it starts from: a run, a model directory, a weight file or a pretrained name
 
 
 @dataclass(frozen=True)

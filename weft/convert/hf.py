@@ -47,18 +47,24 @@ COMPANIONS = (
 class Imported:
     """A model of another layout, in ours.
 
-    config   our tree
-    state    our tensors, a shared one once
-    layout   how it was read, which is how it is written again
-    raw      config.json as it was
-    files    what lay beside it: name -> path (tokenizer, chat template, preprocessing)
+    config         our tree
+    state          our tensors, a shared one once
+    raw            config.json as it was, or as it would be ({}: no such layout)
+    files          what lay beside it: name -> path (tokenizer, preprocessing)
+    tokenizer      where there is one (`tokenizers.Tokenizer`)
+    chat_template  Jinja text, or ""
+    special        special tokens by their part: {"eos": [2], "bos": [1], "pad": [0]}
+    preprocessing  how media are made ready: image mean and std, size, ...
     """
 
     config: c.ModelConfig
     state: dict[str, Tensor]
-    layout: Layout
-    raw: dict[str, Any]
+    raw: dict[str, Any] = field(default_factory=dict)
     files: dict[str, Path] = field(default_factory=dict)
+    tokenizer: Any = None
+    chat_template: str = ""
+    special: dict[str, list[int]] = field(default_factory=dict)
+    preprocessing: dict[str, Any] = field(default_factory=dict)
 
     def model(self, seed: int = 0) -> Model:
         """The model with these weights; parts that the files lack (optional ones) start by the seed."""
@@ -94,16 +100,28 @@ def load_hf(folder: str | Path, dtype: torch.dtype | None = torch.float32) -> Im
     except ConvertError as error:
         raise ConvertError(f"{folder}: {error}") from error
     files = {name: folder / name for name in COMPANIONS if (folder / name).is_file()}
-    return Imported(config, state, layout, raw, files)
+    return Imported(
+        config,
+        state,
+        raw,
+        files,
+        chat_template=chat_template(files),
+        special=special(raw, files),
+        preprocessing=read_json(files["preprocessor_config.json"]) if "preprocessor_config.json" in files else {},
+    )
 
 
 def read_config(folder: Path) -> dict[str, Any]:
     """config.json as a dict. Raises ConvertError if there is none, or it is none."""
-    path = folder / CONFIG
-    if not path.is_file():
+    if not (folder / CONFIG).is_file():
         raise ConvertError(f"{folder} holds no {CONFIG}. A model directory has config.json and model.safetensors.")
+    return read_json(folder / CONFIG)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object of bounded size. Raises ConvertError if it is none."""
     if path.stat().st_size > LARGEST:
-        raise ConvertError(f"{path} has {path.stat().st_size:,} bytes; a config has at most {LARGEST:,}.")
+        raise ConvertError(f"{path} has {path.stat().st_size:,} bytes; at most {LARGEST:,} were expected.")
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -111,6 +129,33 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise ConvertError(f"{path} is a {type(raw).__name__}; a JSON object was expected.")
     return raw
+
+
+def chat_template(files: Mapping[str, Path]) -> str:
+    """The Jinja text of a directory's chat template, empty if it has none; of several, the one named "default"."""
+    if "chat_template.jinja" in files:
+        return files["chat_template.jinja"].read_text(encoding="utf-8")
+    for name in ("chat_template.json", "tokenizer_config.json"):
+        found = read_json(files[name]).get("chat_template", "") if name in files else ""
+        if isinstance(found, list):
+            found = next(
+                (t.get("template", "") for t in found if isinstance(t, dict) and t.get("name") == "default"), ""
+            )
+        if isinstance(found, str) and found:
+            return found
+    return ""
+
+
+def special(raw: Raw, files: Mapping[str, Path]) -> dict[str, list[int]]:
+    """Ids of special tokens by their part, as the generation config says, else config.json."""
+    sources = [read_json(files[name]) for name in ("generation_config.json",) if name in files] + [dict(raw)]
+    found = {}
+    for part in ("bos", "eos", "pad", "decoder_start", "sep", "cls", "mask"):
+        key = part + "_token_id"
+        value = next((source[key] for source in sources if source.get(key) is not None), None)
+        if value is not None:
+            found[part] = [int(item) for item in (value if isinstance(value, list) else [value])]
+    return found
 
 
 def shards(folder: Path) -> dict[Path, dict[str, Entry]]:

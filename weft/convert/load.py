@@ -2,32 +2,52 @@
 
 runs/mine            a run directory      recipe.toml in it
 models/gpt2          a hub's directory    config.json with a model_type in it
+model.gguf, ...      a weight file        by its ending, see READERS
 """
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from weft.errors import ConvertError
 from weft.run import RECIPE, Run
 
 if TYPE_CHECKING:
+    from weft.convert.hf import Imported
     from weft.model import Model
+
+DIRECTORY = "directory"
+
+# What a source is -> module:function that reads it, (Path) -> Imported.
+READERS: dict[str, str] = {DIRECTORY: "weft.convert.hf:load_hf"}
 
 
 def load(source: str | Path, device: str = "cpu") -> Model:
-    """The model of a run directory or a model directory, ready to predict: `weft.load("runs/mine")`.
+    """The model of a run directory, a model directory or a weight file, ready to predict: `weft.load("runs/mine")`.
 
     Raises RunError or ConvertError: what is wrong with the source.
     """
-    from weft.convert.hf import CONFIG, is_hf, load_hf
-
     path = Path(source)
     if (path / RECIPE).is_file():
         return Run.open(path).model(device)
-    if (path / CONFIG).is_file() and is_hf(path):
-        return load_hf(path).model().to(device)
-    if path.is_file():
-        raise ConvertError(f"{path} is no kind of weight file that weft reads. Give a run or a model directory.")
-    return Run.open(path).model(device)  # says that there is none, and which are near
+    return read(path).model().to(device)
+
+
+def read(source: str | Path) -> Imported:
+    """Weights of another layout. Raises ConvertError for what is not there or not known."""
+    path = Path(source)
+    kind = DIRECTORY if path.is_dir() else path.suffix
+    if not path.exists():
+        raise ConvertError(f"{source} is not there. Name a run, a model directory or a weight file.")
+    if kind not in READERS:
+        raise ConvertError(f"{source} is no kind of weight file that weft reads. It reads {', '.join(READERS)}.")
+    return reached(READERS[kind])(path)
+
+
+def reached(place: str) -> Callable[..., Any]:
+    """The function at "module:name", imported now."""
+    module, _, name = place.partition(":")
+    return getattr(importlib.import_module(module), name)

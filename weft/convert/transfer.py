@@ -1,0 +1,100 @@
+"""`weft import` and `weft export`: a model of another layout as a run directory, and back.
+
+runs/gpt2/
+├── recipe.toml          data = "", model.source says where it came from
+├── config.json          our tree
+├── model.safetensors    our names
+├── tokenizer.json       where there is one
+├── source.json          config of the other layout, chat template, special tokens, preprocessing
+└── companions/          its other files, as they were; the export writes them again
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+
+from weft.convert.hf import Imported, save_hf
+from weft.convert.load import reached, read
+from weft.convert.weights import own
+from weft.core.config import to_tree
+from weft.errors import ConvertError, nearest
+from weft.recipe import ModelRecipe, Recipe
+from weft.run import CONFIG, WEIGHTS, Run
+
+SOURCE, COMPANIONS, TOKENIZER = "source.json", "companions", "tokenizer.json"
+
+# --to -> module:function that writes it, (Run, Path) -> Path of what was written.
+TARGETS: dict[str, str] = {"hf": "weft.convert.transfer:export_hf"}
+
+
+def import_model(source: str | Path, out: str | Path) -> Run:
+    """Make a run directory of a model of another layout: `weft.import_model("models/gpt2", "runs/gpt2")`.
+
+    Raises ConvertError for a source that cannot be read, RunError if a run is in `out` already.
+    """
+    return keep(read(source), out, str(source))
+
+
+def keep(imported: Imported, out: str | Path, source: str) -> Run:
+    """Write what was read as a run directory."""
+    config = imported.config
+    recipe = Recipe(out=str(out), model=ModelRecipe(family=config.family, source=source))
+    model = imported.model()
+    run = Run.create(out, recipe)
+    (run.path / CONFIG).write_text(json.dumps(to_tree(config), indent=1) + "\n", encoding="utf-8")
+    save_file({name: t.cpu().contiguous() for name, t in own(model).items()}, run.path / WEIGHTS)
+    for name, path in imported.files.items():
+        target = run.path / COMPANIONS / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+    if imported.tokenizer is not None:
+        imported.tokenizer.save(str(run.path / TOKENIZER))
+    elif TOKENIZER in imported.files:
+        shutil.copyfile(imported.files[TOKENIZER], run.path / TOKENIZER)
+    told = {
+        "source": source,
+        "architecture": imported.raw.get("architectures", [""])[0],
+        "config": imported.raw,
+        "chat_template": imported.chat_template,
+        "special": imported.special,
+        "preprocessing": imported.preprocessing,
+    }
+    (run.path / SOURCE).write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return run
+
+
+def told(run: Run) -> dict[str, Any]:
+    """What the source of a run said, empty if it was trained from nothing."""
+    path = run.path / SOURCE
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConvertError(f"{path} cannot be read ({error}). Import the source again.") from error
+    return found if isinstance(found, dict) else {}
+
+
+def export(run: str | Path | Run, folder: str | Path, to: str = "hf") -> Path:
+    """Write a run's model for other programs: `weft.export("runs/mine", "models/mine", to="hf")`.
+
+    Raises ConvertError for a target that is not known, or one that cannot say all of the model.
+    """
+    if to not in TARGETS:
+        raise ConvertError(f"weft cannot export to {to!r}.{nearest(to, TARGETS)}")
+    run = run if isinstance(run, Run) else Run.open(run)
+    return reached(TARGETS[to])(run, Path(folder))
+
+
+def export_hf(run: Run, folder: Path) -> Path:
+    """The run's model as a directory of the hub's form, with the companions that came with its source."""
+    beside = run.path / COMPANIONS
+    files = {str(p.relative_to(beside)): p for p in sorted(beside.rglob("*")) if p.is_file()} if beside.is_dir() else {}
+    if TOKENIZER not in files and (run.path / TOKENIZER).is_file():
+        files[TOKENIZER] = run.path / TOKENIZER
+    return save_hf(run.model(), folder, told(run).get("config"), files=files)
