@@ -9,15 +9,20 @@ Shape letters:  B rows  T queries  S keys  D width  H query heads  K key/value h
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from weft.core import config as c
+from weft.core.band import Marked, attend_band
 from weft.core.layers import Linear
 from weft.core.mask import View
 from weft.core.norm import make_norm
 from weft.core.position import rotate
+from weft.errors import RecipeError
 
 
 class Attention(nn.Module):
@@ -28,20 +33,48 @@ class Attention(nn.Module):
         self.heads, self.kv_heads, self.width = config.heads, config.kv_heads or config.heads, head_width(config, dim)
         self.layer, self.scale = layer, config.scale
         self.sizes = (self.heads * self.width, self.kv_heads * self.width, self.kv_heads * self.width)
-        self.qkv = Linear(dim, sum(self.sizes), bias=config.bias)
+        self.qkv = Linear(dim, sum(self.sizes), bias=config.bias and config.key_bias)
+        lone = config.bias and not config.key_bias
+        self.q_bias = nn.Parameter(torch.empty(self.sizes[0])) if lone else None
+        self.v_bias = nn.Parameter(torch.empty(self.sizes[2])) if lone else None
         self.out = Linear(self.sizes[0], dim, bias=config.bias)
+        self.global_qkv = None
+        if config.globals:
+            if not isinstance(config.pattern, c.Window) or not config.pattern.right or config.position is not None:
+                raise RecipeError("Global tokens with matrices of their own need a Window that sees both ways.")
+            self.global_qkv = Linear(dim, sum(self.sizes), bias=config.bias)
         self.q_norm = make_norm(config.qk_norm, self.width) if config.qk_norm else nn.Identity()
         self.k_norm = make_norm(config.qk_norm, self.width) if config.qk_norm else nn.Identity()
 
     def forward(self, x: Tensor, view: View) -> Tensor:  # (B,T,D) -> (B,T,D)
-        q, k, v = (part.unflatten(-1, (-1, self.width)) for part in self.qkv(x).split(self.sizes, -1))  # (B,T,H|K,E)
+        q, k, v = self.split(self.qkv(x))  # (B,T,H|K,E)
+        if self.q_bias is not None and self.v_bias is not None:
+            q, v = q + self.q_bias.view(-1, self.width), v + self.v_bias.view(-1, self.width)
         q, k = self.q_norm(q), self.k_norm(k)
         if view.rotation is not None:
             q, k = rotate(q, view.rotation), rotate(k, view.rotation)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B,T,H,E) -> (B,H,T,E)
         if view.cache is not None:
             k, v = view.cache.extend(self.layer, k, v)  # (B,K,T,E) -> (B,K,S,E)
-        return self.out(attend(q, k, v, view, scale=self.scale, layer=self.layer, part="self"))
+        if view.band is not None:
+            y = attend_band(q, k, v, view.band, view.marked, self.scale)
+        else:
+            y = attend(q, k, v, view, scale=self.scale, layer=self.layer, part="self")
+        return self.out(y if view.marked is None else self.mark(x, (q, k, v), y, view, view.marked))
+
+    def split(self, qkv: Tensor) -> Sequence[Tensor]:
+        """(B,T,(H+2K)E) -> (B,T,H,E), (B,T,K,E) twice."""
+        return [part.unflatten(-1, (-1, self.width)) for part in qkv.split(self.sizes, -1)]
+
+    def mark(self, x: Tensor, qkv: Sequence[Tensor], y: Tensor, view: View, marks: Marked) -> Tensor:
+        """(B,T,H*E) with the answers to global tokens in place: they ask all keys."""
+        if self.global_qkv is not None:
+            qkv = [t.transpose(1, 2) for t in self.split(self.global_qkv(x))]  # (B,H|K,T,E)
+        apart = replace(view, mask=marks.mask, causal=False, band=None, marked=None)
+        found = attend(marks.gather(qkv[0]), *qkv[1:], apart, scale=self.scale, layer=self.layer, part="globals")
+        if view.record is not None:
+            view.record.overlay(self.layer, marks.put)
+        return marks.put(y, found)
 
 
 class CrossAttention(nn.Module):
@@ -52,7 +85,9 @@ class CrossAttention(nn.Module):
         self.heads, self.kv_heads, self.width = config.heads, config.kv_heads or config.heads, head_width(config, dim)
         self.layer, self.scale = layer, config.scale
         self.q = Linear(dim, self.heads * self.width, bias=config.bias)
-        self.kv = Linear(source, 2 * self.kv_heads * self.width, bias=config.bias)
+        self.kv = Linear(source, 2 * self.kv_heads * self.width, bias=config.bias and config.key_bias)
+        lone = config.bias and not config.key_bias
+        self.v_bias = nn.Parameter(torch.empty(self.kv_heads * self.width)) if lone else None
         self.out = Linear(self.heads * self.width, dim, bias=config.bias)
         self.q_norm = make_norm(config.qk_norm, self.width) if config.qk_norm else nn.Identity()
         self.k_norm = make_norm(config.qk_norm, self.width) if config.qk_norm else nn.Identity()
@@ -67,6 +102,8 @@ class CrossAttention(nn.Module):
         if view.kept is not None and self.layer in view.kept.layers:
             return view.kept.layers[self.layer]
         k, v = self.kv(view.memory).unflatten(-1, (2, -1, self.width)).unbind(2)  # (B,S,K,E)
+        if self.v_bias is not None:
+            v = v + self.v_bias.view(-1, self.width)
         k, v = self.k_norm(k).transpose(1, 2), v.transpose(1, 2)
         if view.kept is not None:
             view.kept.layers[self.layer] = (k, v)

@@ -16,6 +16,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
+from weft.core.others import RecurrentConfig
 from weft.errors import RecipeError, nearest
 
 # ---------------------------------------------------------------------------------------------------- positions
@@ -26,6 +27,27 @@ class Learned:
     """A table of vectors, one per place in the document, added to the embeddings (GPT-2, BERT)."""
 
     length: int
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table for `before` tokens and then rows x columns of a picture's patches, added to the embeddings (ViT).
+
+    A picture with another number of patches takes the table interpolated (bicubic) to its own: Dosovitskiy et al. 2021,
+    section 3.2. Ids past the first `before` share the last one's place.
+
+    offset  added to both numbers before the interpolation's scale is told from them (0.1 in DINOv2's first code)
+    """
+
+    rows: int
+    columns: int
+    before: int = 1
+    offset: float = 0.0
+
+    @property
+    def length(self) -> int:
+        """Rows of the table."""
+        return self.before + self.rows * self.columns
 
 
 @dataclass(frozen=True)
@@ -99,6 +121,8 @@ class Window:
     """A token sees `left` tokens back and `right` ahead; the first `globals` of a document see and are seen by all.
 
     With `right=0` nothing looks ahead, the global tokens neither (Mistral; attention sinks). Longformer: both sides.
+    Where a stream says itself which tokens are global (`Tokens.globals`), those are, in place of the first ones. Over
+    long rows the products are made in bands, so that their cost is linear in the length (`core/band.py`).
     """
 
     left: int
@@ -137,7 +161,9 @@ class PerModality:
 class Attention:
     """heads x head_dim queries over kv_heads x head_dim keys and values (0: all heads; dim / heads).
 
-    scale  factor on the scores; None: head_dim^-1/2
+    scale     factor on the scores; None: head_dim^-1/2
+    key_bias  False: where there are biases, keys have none (Whisper)
+    globals   global tokens of a Window ask, and are asked by, matrices of their own (Longformer)
     """
 
     heads: int
@@ -148,6 +174,8 @@ class Attention:
     position: Rope | RelativeBias | Alibi | None = None
     pattern: Full | Causal | Prefix | Window = Causal()
     scale: float | None = None
+    key_bias: bool = True
+    globals: bool = False
 
 
 @dataclass(frozen=True)
@@ -167,7 +195,8 @@ class FeedForward:
 class StackConfig:
     """`depth` equal blocks. order "pre": norm before each part and once at the end; "post": norm after each sum.
 
-    cross  attention to a source of width `source` (0: dim), in every `cross_every`-th block
+    cross        attention to a source of width `source` (0: dim), in every `cross_every`-th block
+    layer_scale  a learned factor per feature on what each part adds, and where it starts (Touvron et al. 2021); 0: none
     """
 
     dim: int
@@ -180,6 +209,7 @@ class StackConfig:
     cross_every: int = 1
     source: int = 0
     dropout: float = 0.0
+    layer_scale: float = 0.0
 
 
 # ---------------------------------------------------------------------------------------------------- inputs
@@ -210,23 +240,38 @@ class ConvStem:
     channels: int = 3
 
 
-Stem = LinearStem | MlpStem | ConvStem
+@dataclass(frozen=True)
+class FrameStem:
+    """(N,F), two frames of F/2 mels side by side, through two convolutions over time -> (N,D), never across items.
+
+    Both look at three frames, the second goes in steps of two, a GELU after each (Radford et al. 2022, section 2.2).
+    """
+
+    features: int
+
+
+Stem = LinearStem | MlpStem | ConvStem | FrameStem
 
 
 @dataclass(frozen=True)
 class TextInput:
     """Ids to vectors: a table, added positions, segments, a norm; continuous items go through the stem of their kind.
 
-    scale  factor on the embeddings, before positions are added
+    vocab    rows of the table; 0: none, only continuous items come in
+    scale    factor on the embeddings, before positions are added
+    opening  ids that stand before a picture or a sound that is given alone: the class token, or the column's marker
     """
 
     vocab: int
-    positions: Learned | Sinusoidal | None = None
+    positions: Learned | Grid | Sinusoidal | None = None
     segments: int = 0
     norm: LayerNorm | RMSNorm | None = None
     stems: dict[str, Stem] = field(default_factory=dict)
     scale: float = 1.0
+    opening: tuple[int, ...] = (0,)
 
+
+AnyStack = StackConfig | RecurrentConfig
 
 # ---------------------------------------------------------------------------------------------------- topologies
 
@@ -236,7 +281,7 @@ class TowerConfig:
     """One stream through one stack. With `stack.cross` it looks across to a source given as vectors."""
 
     input: TextInput
-    stack: StackConfig
+    stack: AnyStack
 
 
 @dataclass(frozen=True)
@@ -278,15 +323,49 @@ class ConcatConfig:
 
 
 @dataclass(frozen=True)
+class AtToken:
+    """A row is read where the id `token` stands first; at its last token, if it does not (CLIP's end of text)."""
+
+    token: int
+
+
+@dataclass(frozen=True)
+class AttentionPool:
+    """A learned query asks all tokens of a row, then x + feed-forward(norm(x)) (SigLIP; Lee et al. 2019)."""
+
+    attention: Attention
+    feedforward: FeedForward
+    norm: LayerNorm | RMSNorm
+
+
+@dataclass(frozen=True)
+class Project:
+    """A matrix from a tower's width to that of the shared space."""
+
+    bias: bool = False
+
+
+Pool = str | AtToken | AttentionPool  # "first", "last", "mean"
+
+
+@dataclass(frozen=True)
 class DualEncoderConfig:
-    """Two towers into one space of `width`; each row pooled at its "first" or "last" token (CLIP)."""
+    """Two towers into one space of `width` (CLIP, SigLIP).
+
+    left_pool, right_pool        how each row becomes one vector: "first" or "last" token, "mean", AtToken, AttentionPool
+    left_project, right_project  the matrix behind it; None: that side has `width` already
+    bias                         where the learned number added to all scores starts; None: there is none
+    """
 
     left: TowerConfig
     right: TowerConfig
     width: int
-    left_pool: str = "first"
-    right_pool: str = "last"
+    left_pool: Pool = "first"
+    right_pool: Pool = "last"
     temperature: float = 0.07
+    left_project: Project | None = Project()
+    right_project: Project | None = Project()
+    bias: float | None = None
 
 
 Topology = TowerConfig | EncoderDecoderConfig | EarlyFusionConfig | ConcatConfig | DualEncoderConfig
@@ -310,10 +389,16 @@ class Language:
 
 @dataclass(frozen=True)
 class Classify:
-    """Pooled hidden to classes. hidden > 0: a tanh layer of that width before it (BERT's pooler)."""
+    """Pooled hidden to classes. hidden > 0: a tanh layer of that width before it (BERT's pooler).
+
+    tokens  the first so many tokens are read, each by a matrix of its own, and averaged (2: DeiT, Touvron et al. 2021)
+    mean    the mean of the other tokens stands beside the first one (DINOv2)
+    """
 
     classes: int
     hidden: int = 0
+    tokens: int = 1
+    mean: bool = False
 
 
 @dataclass(frozen=True)
@@ -348,10 +433,10 @@ class ModelConfig:
 TYPES: dict[str, type] = {
     kind.__name__: kind
     for kind in (
-        Learned, Sinusoidal, Stretch, Rope, RelativeBias, Alibi, Full, Causal, Prefix, Window, LayerNorm, RMSNorm,
-        PerModality, Attention, FeedForward, StackConfig, LinearStem, MlpStem, ConvStem, TextInput, TowerConfig,
-        EncoderDecoderConfig, ItemEncoder, EarlyFusionConfig, ConcatConfig, DualEncoderConfig, Language, Classify, Init,
-        ModelConfig,
+        RecurrentConfig, Learned, Grid, Sinusoidal, Stretch, Rope, RelativeBias, Alibi, Full, Causal, Prefix, Window, LayerNorm, RMSNorm,
+        PerModality, Attention, FeedForward, StackConfig, LinearStem, MlpStem, ConvStem, FrameStem, TextInput,
+        TowerConfig, EncoderDecoderConfig, ItemEncoder, EarlyFusionConfig, ConcatConfig, AtToken, AttentionPool, Project,
+        DualEncoderConfig, Language, Classify, Init, ModelConfig,
     )
 }  # fmt: skip
 

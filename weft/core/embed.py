@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from weft.core import config as c
-from weft.core.layers import Conv2d, Embedding, Linear
+from weft.core.layers import Conv1d, Conv2d, Embedding, Linear
 from weft.core.norm import make_norm
-from weft.core.position import sinusoidal
+from weft.core.position import interpolate, sinusoidal
 from weft.core.view import Layout, Media, Tokens
 from weft.errors import RecipeError, WeftError, nearest
 
@@ -25,21 +25,26 @@ class Input(nn.Module):
     def __init__(self, config: c.TextInput, dim: int) -> None:
         super().__init__()
         self.config, self.dim = config, dim
-        self.table = Embedding(config.vocab, dim)
+        self.table = Embedding(config.vocab, dim) if config.vocab else None
         self.stems = nn.ModuleDict({kind: make_stem(stem, dim) for kind, stem in config.stems.items()})
-        if isinstance(config.positions, c.Learned):
+        if isinstance(config.positions, c.Learned | c.Grid):
             self.places = Embedding(config.positions.length, dim)
         self.segments = Embedding(config.segments, dim) if config.segments else None
         self.norm = make_norm(config.norm, dim) if config.norm else nn.Identity()
 
     def forward(self, tokens: Tokens, layout: Layout) -> Tensor:  # ids (B,T) -> (B,T,D)
-        dtype = compute_dtype(self.table.weight)
-        x = self.table(tokens.ids).to(dtype)
+        dtype = compute_dtype(next(self.parameters()))
+        if self.table is None:
+            x = torch.zeros(*tokens.ids.shape, self.dim, dtype=dtype, device=tokens.ids.device)
+        else:
+            x = self.table(tokens.ids).to(dtype)
         for media in tokens.media:
-            x = put(x, media, self.stem(media)(media.values.to(dtype)))
+            x = put(x, media, embed(self.stem(media), media, tokens, dtype))
         if self.config.scale != 1.0:
             x = x * self.config.scale
-        if self.config.positions is not None:
+        if isinstance(self.config.positions, c.Grid):
+            x = x + self.grid(self.config.positions, tokens, layout).to(dtype)
+        elif self.config.positions is not None:
             x = x + self.positions(self.config.positions, layout).to(dtype)
         if self.segments is not None:
             segment = torch.zeros_like(tokens.ids) if tokens.segment is None else tokens.segment
@@ -64,6 +69,54 @@ class Input(nn.Module):
                 f"{needed} tokens in one document, but the table of learned positions ends at {config.length}."
             )
         return self.places(layout.order.long())
+
+    def grid(self, config: c.Grid, tokens: Tokens, layout: Layout) -> Tensor:
+        """(B,T,D) of each token's place: patches by row and column in their own picture, the others by their order."""
+        x = self.places(layout.order.long().clamp(0, max(config.before - 1, 0))).expand(*tokens.ids.shape, -1)
+        if not config.before:
+            x = torch.zeros_like(x)
+        for media in tokens.media:
+            if media.grid is not None:
+                table = interpolate(self.places.weight[config.before :], config, *media.grid)
+                x = put(x, media, table.repeat(len(media.at) // len(table), 1))
+                continue
+            if tokens.positions is None or tokens.positions.dim() != 3:
+                raise WeftError("A grid of positions needs the rows and columns of patches: `positions` (B,T,3).")
+            place = tokens.positions.flatten(0, 1)[media.at, -2:].round().long()  # (N,2)
+            item, count = items(media, tokens)
+            low = torch.full((count, 2), 1 << 40, device=place.device).scatter_reduce(
+                0, item[:, None].expand(-1, 2), place, "amin"
+            )
+            place = place - low[item]  # from the picture's own corner
+            size = torch.zeros_like(low).scatter_reduce(0, item[:, None].expand(-1, 2), place, "amax") + 1
+            found = x.new_empty(len(place), self.dim)
+            for rows, columns in {tuple(pair) for pair in size.tolist()}:
+                table = interpolate(self.places.weight[config.before :], config, rows, columns)  # (rows*columns,D)
+                here = (size[item] == size.new_tensor((rows, columns))).all(-1).nonzero()[:, 0]
+                found = found.index_copy(0, here, table[place[here, 0] * columns + place[here, 1]].to(x.dtype))
+            x = put(x, media, found)
+        return x
+
+
+def embed(stem: nn.Module, media: Media, tokens: Tokens, dtype: torch.dtype) -> Tensor:
+    """(N,F) -> (N,D) by a stem; one that looks beyond a token is told which items the tokens are of."""
+    values = media.values.to(dtype)
+    return stem(values, *items(media, tokens)) if isinstance(stem, FrameStem) else stem(values)
+
+
+def items(media: Media, tokens: Tokens) -> tuple[Tensor, int]:
+    """(N,) the number of the item (picture, sound) that each media token is of, and how many there are."""
+    if media.grid is not None:
+        size = media.grid[0] * media.grid[1]
+        return torch.arange(len(media.at), device=media.at.device) // size, len(media.at) // size
+    if tokens.span is None:
+        raise WeftError("Media need `span` numbers, so that each item is seen by itself.")
+    row = media.at // tokens.ids.shape[1]
+    span = tokens.span.flatten()[media.at]
+    new = torch.ones_like(row, dtype=torch.bool)
+    new[1:] = (row[1:] != row[:-1]) | (span[1:] != span[:-1])
+    item = new.cumsum(0) - 1
+    return item, int(new.sum())
 
 
 def put(x: Tensor, media: Media, vectors: Tensor) -> Tensor:
@@ -96,8 +149,33 @@ class ConvStem(nn.Module):
         return self.out(F.gelu(self.second(h)).flatten(1))
 
 
+class FrameStem(nn.Module):
+    """Whisper's: (N,2*M) -> (N,D) by two convolutions over the frames of each item; outside of it is nothing (zeros)."""
+
+    def __init__(self, config: c.FrameStem, dim: int) -> None:
+        super().__init__()
+        if config.features % 2:
+            raise RecipeError(f"A frame stem takes two frames in a token; {config.features} features are no two alike.")
+        self.mels = config.features // 2
+        self.first = Conv1d(self.mels, dim, 3, padding=1)
+        self.second = Conv1d(dim, dim, 3, stride=2, padding=1)
+
+    def forward(self, values: Tensor, item: Tensor, count: int) -> Tensor:  # (N,2*M), (N,) -> (N,D)
+        place = torch.arange(len(item), device=item.device) - torch.searchsorted(item, item)  # within its item
+        size = int(place.max()) + 1 if len(place) else 1
+        at = item * size + place
+        spread = values.new_zeros(count * size, values.shape[1]).index_copy(0, at, values)
+        frames = spread.view(count, 2 * size, self.mels).transpose(1, 2)  # (I,M,2S)
+        inside = values.new_zeros(count * size).index_fill(0, at, 1.0).view(count, 1, size).repeat_interleave(2, 2)
+        h = F.gelu(self.first(frames)) * inside  # what stands past an item's end must not come back in
+        h = F.gelu(self.second(h))  # (I,D,2S) -> (I,D,S)
+        return h.transpose(1, 2).flatten(0, 1)[at]
+
+
 def make_stem(config: c.Stem, dim: int) -> nn.Module:
     """The module of a stem: (N,F) -> (N,D)."""
+    if isinstance(config, c.FrameStem):
+        return FrameStem(config, dim)
     if isinstance(config, c.LinearStem):
         return Linear(config.features, dim, bias=config.bias)
     if isinstance(config, c.MlpStem):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from weft.core import config as c
 from weft.core.attention import Attention, CrossAttention
-from weft.core.stack import Stack
+from weft.core.stack import LayerScale, Stack
 from weft.core.topology import DualEncoder
 from weft.errors import RecipeError
 
@@ -39,23 +39,27 @@ def initialise(model: nn.Module, config: c.Init, seed: int | None = None) -> Non
         elif parameter.dim() >= 2:
             std = config.std or parameter[0].numel() ** -0.5
             fill(parameter, std * (residual if name.endswith(RESIDUAL) else 1.0), generator)
+        elif name.endswith("score_bias"):
+            parameter.fill_(dual(model).config.bias)
         elif name.endswith("bias"):
             parameter.zero_()
         elif name.endswith("weight"):
             parameter.fill_(1.0)
         elif name.endswith("sharpness"):
-            parameter.fill_(-math.log(temperature(model)))
+            parameter.fill_(-math.log(dual(model).config.temperature))
         else:
             raise RecipeError(f"No rule says how {name!r} {tuple(parameter.shape)} starts.")
     for module in model.modules():
+        if isinstance(module, LayerScale):
+            module.weight.fill_(module.start)
         if isinstance(module, Attention | CrossAttention) and module.scale is not None:
             rows = module.qkv.weight[: module.sizes[0]] if isinstance(module, Attention) else module.q.weight
             rows.mul_(module.width**-0.5 / module.scale)
 
 
-def temperature(model: nn.Module) -> float:
-    """Where the scores of a dual encoder start."""
-    return next(m.config.temperature for m in model.modules() if isinstance(m, DualEncoder))
+def dual(model: nn.Module) -> DualEncoder:
+    """The dual encoder, which says where its scores start."""
+    return next(m for m in model.modules() if isinstance(m, DualEncoder))
 
 
 def fill(parameter: Tensor, std: float, generator: torch.Generator) -> None:

@@ -20,10 +20,14 @@ import torch
 from torch import Tensor
 
 from weft.core import config as c
+from weft.core.band import Band, Marked, band, bands, marked
 from weft.core.cache import Cache, Cross
+from weft.core.chain import Chain
+from weft.core.pattern import additive, visible
+from weft.core.pattern import looks_ahead as looks_ahead
 from weft.core.position import alibi, buckets, rotation
 from weft.core.record import Recorder
-from weft.core.view import Layout, together
+from weft.core.view import Layout
 
 
 @dataclass
@@ -34,6 +38,9 @@ class View:
     causal    no mask needed but the kernel's own causal one
     rotation  (cos, sin), each (1|B,T,1,E'/2), of Rope
     buckets   (1|B,T,S) int64 of RelativeBias: the stack, which owns the table, adds them to the mask
+    band      in place of a mask: the pieces that a Window is computed in (core/band.py)
+    marked    the global tokens of a Window whose own attention is computed apart: where they are, what each sees
+    chains    of recurrent stacks: who comes before whom, each way that is read (core/chain.py)
     kinds     for PerModality: per kind, text first, the places (n,) of its tokens in the flattened (B*T)
     memory    (B,S,D) what the cross attention looks at
     across    the view of the cross attention; its keys and values may be `kept`
@@ -44,6 +51,9 @@ class View:
     causal: bool = False
     rotation: tuple[Tensor, Tensor] | None = None
     buckets: Tensor | None = None
+    band: Band | None = None
+    marked: Marked | None = None
+    chains: Sequence[Chain] = ()
     kinds: Sequence[Tensor] = ()
     memory: Tensor | None = None
     across: View | None = None
@@ -52,42 +62,13 @@ class View:
     record: Recorder | None = None
 
 
-def visible(pattern: c.Full | c.Causal | c.Prefix | c.Window, q: Layout, k: Layout) -> Tensor | None:
-    """(1|B,T,S) bool: which keys each query sees. None: all of them."""
-    seen = together(q, k)
-    allowed = _allowed(pattern, q, k)
-    if seen is None or allowed is None:
-        return allowed if seen is None else seen
-    return seen & allowed
-
-
-def _allowed(pattern: c.Full | c.Causal | c.Prefix | c.Window, q: Layout, k: Layout) -> Tensor | None:
-    """(1|B,T,S) bool of the pattern alone."""
-    if isinstance(pattern, c.Full):
-        return None
-    back = k.index[:, None, :] <= q.index[:, :, None]
-    if isinstance(pattern, c.Causal):
-        return back
-    if isinstance(pattern, c.Prefix):
-        if q.span is None or k.span is None:
-            return back
-        return back | ((q.span[:, :, None] == k.span[:, None, :]) & (q.span[:, :, None] > 0))
-    distance = q.order[:, :, None] - k.order[:, None, :]  # (1|B,T,S) > 0: the key is behind
-    near = (distance <= pattern.left) & (distance >= -pattern.right)
-    if pattern.globals:
-        near = near | (q.order < pattern.globals)[:, :, None] | (k.order < pattern.globals)[:, None, :]
-    return near & back if pattern.right == 0 else near
-
-
-def looks_ahead(pattern: c.Full | c.Causal | c.Prefix | c.Window) -> bool:
-    """Whether a token may see a later one outside of its span: then nothing can be decoded with a cache."""
-    return isinstance(pattern, c.Full) or (isinstance(pattern, c.Window) and pattern.right > 0)
-
-
-def look(attention: c.Attention, q: Layout, k: Layout, *, width: int, dtype: torch.dtype, fresh: bool = True) -> View:
+def look(
+    attention: c.Attention, q: Layout, k: Layout, *, width: int, dtype: torch.dtype, fresh: bool = True,
+    banded: bool = True,
+) -> View:  # fmt: skip
     """The view of `q` upon `k` for layers of `attention`. fresh: q and k are one stream, nothing cached before it.
 
-    width  features of one head; dtype  that of the queries.
+    width  features of one head; dtype  that of the queries; banded  a long Window may be computed in bands.
     """
     pattern, position = attention.pattern, attention.position
     view = View()
@@ -95,6 +76,13 @@ def look(attention: c.Attention, q: Layout, k: Layout, *, width: int, dtype: tor
         view.rotation = rotation(position, q, width, dtype)
     if isinstance(position, c.RelativeBias):
         view.buckets = buckets(position, q, k, both=looks_ahead(pattern))
+    if isinstance(pattern, c.Window):
+        banded = banded and fresh and not isinstance(position, c.Alibi | c.RelativeBias) and bands(pattern, q)
+        if banded or attention.globals:
+            view.marked = marked(pattern, q, k, dtype)
+        if banded:
+            view.band = band(pattern, q, view.marked, dtype)
+            return view
     plain = together_is_all(q, k) and (
         isinstance(pattern, c.Causal) or (isinstance(pattern, c.Prefix) and q.span is None)
     )
@@ -115,12 +103,6 @@ def look(attention: c.Attention, q: Layout, k: Layout, *, width: int, dtype: tor
 def together_is_all(q: Layout, k: Layout) -> bool:
     """Whether documents and branches hide nothing, told without looking at the numbers."""
     return q.document is None and k.document is None and k.branch is None
-
-
-def additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
-    """(1|B,T,S) bool -> (1|B,1,T,S): 0 where seen, -inf elsewhere. A query has to see something: itself, at least."""
-    mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, float("-inf"))
-    return mask[:, None]
 
 
 def across(attention: c.Attention, q: Layout, source: Layout, memory: Tensor, *, dtype: torch.dtype) -> View:

@@ -67,6 +67,19 @@ def sinusoidal(order: Tensor, dim: int, theta: float) -> Tensor:
     return torch.nn.functional.pad(waves, (0, dim % 2))
 
 
+def interpolate(table: Tensor, config: c.Grid, rows: int, columns: int) -> Tensor:
+    """(config.rows*config.columns,D) -> (rows*columns,D), bicubic in float32; the table itself where sizes agree."""
+    if (rows, columns) == (config.rows, config.columns):
+        return table
+    picture = table.float().unflatten(0, (config.rows, config.columns)).permute(2, 0, 1)[None]  # (1,D,R,C)
+    if config.offset:
+        scale = ((rows + config.offset) / config.rows, (columns + config.offset) / config.columns)
+        picture = torch.nn.functional.interpolate(picture, scale_factor=scale, mode="bicubic", align_corners=False)
+    else:
+        picture = torch.nn.functional.interpolate(picture, (rows, columns), mode="bicubic", align_corners=False)
+    return picture[0].permute(1, 2, 0).flatten(0, 1).to(table.dtype)
+
+
 def buckets(config: c.RelativeBias, q: Layout, k: Layout, *, both: bool) -> Tensor:
     """(1|B,T,S) int64 number of the bucket of each distance (Raffel et al. 2020).
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
 from torch import Tensor, nn
 
 from weft.core import config as c
@@ -38,22 +39,43 @@ class Block(nn.Module):
             self.cross = CrossAttention(config.cross, dim, config.source or dim, layer)
             self.cross_norm = block_norm(config)
         self.ffn, self.ffn_norm = make_feedforward(config.feedforward, dim), block_norm(config)
+        self.attn_scale, self.cross_scale, self.ffn_scale = (make_scale(config) for _ in range(3))
         self.drop = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
 
     def forward(self, x: Tensor, view: View) -> Tensor:  # (B,T,D) -> (B,T,D)
-        x = self.add(x, self.attn, self.attn_norm, view, view)
+        x = self.add(x, (self.attn, self.attn_norm, self.attn_scale), view, view)
         if self.crosses:
-            x = self.add(x, self.cross, self.cross_norm, view, view.across)
-        return self.add(x, self.ffn, self.ffn_norm, view, view)
+            x = self.add(x, (self.cross, self.cross_norm, self.cross_scale), view, view.across)
+        return self.add(x, (self.ffn, self.ffn_norm, self.ffn_scale), view, view)
 
-    def add(self, x: Tensor, part: nn.Module, norm: nn.Module, view: View, seen: View | None) -> Tensor:
+    def add(self, x: Tensor, parts: tuple[nn.Module, ...], view: View, seen: View | None) -> Tensor:
+        part, norm, scale = parts
         if self.post:
-            return norm(x + self.drop(part(x, seen)), view)
-        return x + self.drop(part(norm(x, view), seen))
+            return norm(x + self.drop(scale(part(x, seen))), view)
+        return x + self.drop(scale(part(norm(x, view), seen)))
+
+
+class LayerScale(nn.Module):
+    """x times a learned factor per feature: a part that starts small leaves the stream as it is (Touvron et al. 2021)."""
+
+    def __init__(self, start: float, dim: int) -> None:
+        super().__init__()
+        self.start = start
+        self.weight = nn.Parameter(torch.empty(dim))
+
+    def forward(self, x: Tensor) -> Tensor:  # (B,T,D) -> (B,T,D)
+        return x * self.weight.to(x.dtype)
+
+
+def make_scale(config: c.StackConfig) -> nn.Module:
+    """The factor on what a part adds, or none."""
+    return LayerScale(config.layer_scale, config.dim) if config.layer_scale else nn.Identity()
 
 
 class Stack(nn.Module):
     """`depth` blocks; a last norm when they are normed before. It owns the table of a relative bias."""
+
+    compiles = True
 
     def __init__(self, config: c.StackConfig) -> None:
         super().__init__()

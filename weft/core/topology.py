@@ -24,11 +24,15 @@ from weft.core.attention import head_width
 from weft.core.cache import Cache, Cross, join
 from weft.core.embed import Input, compute_dtype, make_stem, put
 from weft.core.layers import Linear
-from weft.core.mask import View, across, look, looks_ahead
+from weft.core.mask import View, across, look
 from weft.core.record import Recorder
+from weft.core.pool import make_pool, make_project
+from weft.core.slot import VIEWS, make_stack, reads_ahead
 from weft.core.stack import Stack
 from weft.core.view import Layout, Media, Tokens
 from weft.errors import WeftError
+
+SHARPEST = 100.0  # the largest factor on cosines
 
 
 @dataclass
@@ -55,7 +59,7 @@ class Tower(nn.Module):
         super().__init__()
         self.config = config
         self.input = Input(config.input, config.stack.dim)
-        self.stack = Stack(config.stack)
+        self.stack = make_stack(config.stack)
 
     def forward(
         self, tokens: Tokens, source: Encoded | None = None, cache: Cache | None = None, record: Recorder | None = None
@@ -76,7 +80,7 @@ class Tower(nn.Module):
         """(B,T,D) -> (B,T,D): the stack upon embedded tokens."""
         view = sight(self.config.stack, x, layout, cache, record)
         view.kinds = kinds(self.config.stack, tokens)
-        if self.config.stack.cross is not None:
+        if isinstance(self.config.stack, c.StackConfig) and self.config.stack.cross is not None:
             if source is None:
                 raise WeftError("This model looks across to a source, but none was given.")
             view.across = across(self.config.stack.cross, layout, source.layout, source.memory, dtype=x.dtype)
@@ -85,25 +89,28 @@ class Tower(nn.Module):
 
 
 def sight(
-    config: c.StackConfig, x: Tensor, layout: Layout, cache: Cache | None = None, record: Recorder | None = None
+    config: c.AnyStack, x: Tensor, layout: Layout, cache: Cache | None = None, record: Recorder | None = None
 ) -> View:
     """The view of a stack upon its own stream, and upon the cached tokens before it."""
+    if cache is not None and (ahead := reads_ahead(config)):
+        raise WeftError(f"{ahead} looks ahead: it cannot be continued from a cache.")
+    if not isinstance(config, c.StackConfig):
+        return VIEWS[type(config)](config, x, layout, cache, record)
     keys = layout
     if cache is not None:
-        if looks_ahead(config.attention.pattern):
-            raise WeftError(
-                f"{type(config.attention.pattern).__name__} attention looks ahead: it cannot be continued from a cache."
-            )
         keys = cache.arrive(layout)
     width = head_width(config.attention, config.dim)
     fresh = cache is None or len(keys) == len(layout)
-    view = look(config.attention, layout, keys, width=width, dtype=x.dtype, fresh=fresh)
+    banded = record is None  # whoever wants the weights gets them for all keys
+    view = look(config.attention, layout, keys, width=width, dtype=x.dtype, fresh=fresh, banded=banded)
     view.cache, view.record = cache, record
     return view
 
 
-def kinds(config: c.StackConfig, tokens: Tokens) -> tuple[Tensor, ...]:
+def kinds(config: c.AnyStack, tokens: Tokens) -> tuple[Tensor, ...]:
     """Per kind, text first: the places of its tokens in (B*T). Empty when the stack treats all kinds alike."""
+    if not isinstance(config, c.StackConfig):
+        return ()
     named = next((p.kinds for p in (config.feedforward, config.norm) if isinstance(p, c.PerModality)), ())
     present = {m.kind: m.at for m in tokens.media}
     if not named or not present:
@@ -214,42 +221,36 @@ class Concat(nn.Module):
 
 
 class DualEncoder(nn.Module):
-    """Radford et al. 2021: both sides into one space, as unit vectors."""
+    """Radford et al. 2021; Zhai et al. 2023: both sides into one space, as unit vectors."""
 
     def __init__(self, config: c.DualEncoderConfig) -> None:
         super().__init__()
         self.config = config
         self.left, self.right = Tower(config.left), Tower(config.right)
-        self.left_project = Linear(config.left.stack.dim, config.width, bias=False)
-        self.right_project = Linear(config.right.stack.dim, config.width, bias=False)
-        self.pools = {"left": config.left_pool, "right": config.right_pool}
+        self.left_pool, self.right_pool = make_pool(config.left_pool, config.left), make_pool(config.right_pool, config.right)
+        self.left_project = make_project(config.left_project, config.left.stack.dim, config.width)
+        self.right_project = make_project(config.right_project, config.right.stack.dim, config.width)
         self.sharpness = nn.Parameter(torch.empty(()))  # log of the factor on cosines: -log(temperature)
+        self.score_bias = None if config.bias is None else nn.Parameter(torch.empty(()))
 
     def embed(self, tokens: Tokens, side: str = "left", record: Recorder | None = None) -> Tensor:
         """(B,E) unit vectors, one for each row."""
-        if side not in self.pools:
+        if side not in ("left", "right"):
             raise WeftError(f"The sides of a dual encoder are 'left' and 'right', not {side!r}.")
         hidden = getattr(self, side)(tokens, record=within(record, side))  # (B,T,D)
-        return F.normalize(getattr(self, side + "_project")(pool(hidden, tokens, self.pools[side])).float(), dim=-1)
+        pooled = getattr(self, side + "_pool")(hidden, tokens)  # (B,D)
+        return F.normalize(getattr(self, side + "_project")(pooled).float(), dim=-1)
+
+    def scores(self, left: Tensor, right: Tensor) -> Tensor:
+        """(L,E), (R,E) unit vectors -> (L,R): cosines times the factor, which stays at 100 and under (Radford et al.
+        2021, section 2.5), and the learned number added to them, where there is one."""
+        scores = left @ right.T * self.sharpness.exp().clamp(max=SHARPEST)
+        return scores if self.score_bias is None else scores + self.score_bias
 
     def forward(
         self, tokens: Tokens, source: Encoded | None = None, cache: Cache | None = None, record: Recorder | None = None
     ) -> Tensor:
         return self.left(tokens, None, cache, within(record, "left"))
-
-
-def pool(hidden: Tensor, tokens: Tokens, where: str) -> Tensor:
-    """(B,T,D) -> (B,D): the first or last real token of each row, or the mean of them."""
-    if where == "mean":
-        real = torch.ones_like(tokens.ids) if tokens.document is None else (tokens.document > 0)
-        real = real[..., None].to(hidden.dtype)
-        return (hidden * real).sum(1) / real.sum(1).clamp(min=1)
-    length = hidden.shape[1]
-    if tokens.document is None:
-        return hidden[:, 0 if where == "first" else length - 1]
-    real = (tokens.document > 0).int()
-    at = real.argmax(1) if where == "first" else length - 1 - real.flip(1).argmax(1)
-    return hidden[torch.arange(len(at), device=at.device), at]
 
 
 def within(record: Recorder | None, stack: str) -> Recorder | None:

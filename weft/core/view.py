@@ -27,14 +27,16 @@ class Media:
     kind    names the stem that embeds them ("image", "audio")
     values  (N,F) float: one row per media token
     at      (N,) int64: where each goes, an index into the flattened (B*T) tokens
+    grid    rows and columns of every item, where all have the same (a sound: 1 and its tokens); None: `span` tells
     """
 
     kind: str
     values: Tensor
     at: Tensor
+    grid: tuple[int, int] | None = None
 
     def to(self, device: torch.device | str) -> Media:
-        return Media(self.kind, self.values.to(device), self.at.to(device))
+        return Media(self.kind, self.values.to(device), self.at.to(device), self.grid)
 
 
 @dataclass
@@ -48,6 +50,7 @@ class Tokens:
     positions  (B,T) or (B,T,A) float32; None: 0..T-1 (after a cache: counted on). Axes: sequence, row, column.
     media      continuous items to put into their places
     segment    (B,T) int64 row of the segment table, for inputs that have one (BERT's sentence A or B); None: 0
+    globals    (B,T) int32, 1: a global token of Window attention; None: the pattern's own first ones
     """
 
     ids: Tensor
@@ -57,12 +60,13 @@ class Tokens:
     positions: Tensor | None = None
     media: tuple[Media, ...] = ()
     segment: Tensor | None = None
+    globals: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Tokens:
         """The same stream on another device."""
         moved = {
             name: value.to(device)
-            for name in ("ids", "document", "branch", "span", "positions", "segment")
+            for name in ("ids", "document", "branch", "span", "positions", "segment", "globals")
             if (value := getattr(self, name)) is not None
         }
         return replace(self, **moved, media=tuple(m.to(device) for m in self.media))
@@ -73,7 +77,7 @@ class Layout:
     """Where the tokens of a stream stand: what masks and positions are made from. None: the plain case.
 
     index     (1|B,T) int64 arrival: 0.. in the stream, counted on after a cache
-    document, branch, span   (B,T) as in Tokens
+    document, branch, span, globals   (B,T) as in Tokens
     order     (1|B,T) int64 place in the own document: how many tokens are seen before this one by looking back
     place     (B,T,A) float32 positions as given; None: `order` on every axis
     """
@@ -84,6 +88,7 @@ class Layout:
     branch: Tensor | None = None
     span: Tensor | None = None
     place: Tensor | None = None
+    globals: Tensor | None = None
 
     def __len__(self) -> int:
         return self.index.shape[1]
@@ -96,7 +101,7 @@ class Layout:
         document = tokens.document
         if document is None and past is not None and past.document is not None:
             document = torch.ones_like(tokens.ids, dtype=past.document.dtype)
-        here = Layout(index, index, document, tokens.branch, tokens.span)
+        here = Layout(index, index, document, tokens.branch, tokens.span, globals=tokens.globals)
         if document is not None or tokens.branch is not None:
             # The tokens it sees by looking back: right for packed documents, branches, padding and caches alike.
             here.order = here.count() + (-1 if past is None else here.furthest(past, past.order).long())
@@ -113,6 +118,10 @@ class Layout:
 
     def count(self) -> Tensor:
         """(B,T) how many tokens of this layout each sees by looking back, itself included."""
+        if self.branch is None and self.document is not None:  # the same, at a cost that does not grow with T squared
+            found, at = self.document.sort(dim=1, stable=True)
+            rank = torch.arange(1, len(self) + 1, device=at.device) - torch.searchsorted(found, found)
+            return torch.empty_like(rank).scatter_(1, at, rank)
         seen = together(self, self)
         back = self.index[:, None, :] <= self.index[:, :, None]
         return (back if seen is None else seen & back).sum(-1)
@@ -125,7 +134,8 @@ class Layout:
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Layout:
         """Every tensor of it changed by `change`, absent ones left absent."""
-        rest = {n: t if (t := getattr(self, n)) is None else change(t) for n in ("document", "branch", "span", "place")}
+        names = ("document", "branch", "span", "place", "globals")
+        rest = {n: t if (t := getattr(self, n)) is None else change(t) for n in names}
         return Layout(change(self.index), change(self.order), **rest)
 
 
