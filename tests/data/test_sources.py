@@ -249,9 +249,36 @@ def test_the_fingerprint_is_of_the_content(tmp_path):
     assert open_table(tmp_path).fingerprint == first, "however it was named"
     (tmp_path / "1.png").write_bytes(png() + b"more")
     assert open_table(path).fingerprint != first, "a media file changed its size"
+    (tmp_path / "1.png").write_bytes(png()[:-9] + bytes(9))
+    assert open_table(path).fingerprint != first, "a media file of the same size changed its content"
+    (tmp_path / "1.png").write_bytes(png())
+    assert open_table(path).fingerprint == first, "when it was written does not matter"
     rows = lambda **cells: open_table([cells]).fingerprint
     assert rows(a="x", b="y") != rows(a="xy", b="") != rows(b="y", a="x")
     assert rows(a=np.zeros(3)) != rows(a=np.ones(3))
+
+
+def test_cells_are_told_apart_by_their_content(tmp_path):
+    for name, data in (("a.png", b"one"), ("b.png", b"one"), ("c.png", b"two")):
+        (tmp_path / name).write_bytes(data)
+    table = Table({"image": ["a.png", "b.png", "c.png", "absent.png", None], "n": list("xxyz ")}, tmp_path)
+    a, b, c, absent, nothing = table.identities("image")
+    assert a == b != c and absent == b"absent.png" and nothing == b""
+    assert table.identity("image", 2) == c and table.identities("n") == [b"x", b"x", b"y", b"z", b""]
+    (tmp_path / "shard.tar").write_bytes(b"")
+    with tarfile.open(tmp_path / "shard.tar", "w") as archive:
+        archive.add(tmp_path / "a.png", "1.png"), archive.add(tmp_path / "b.png", "2.png")
+        archive.add(tmp_path / "c.png", "3.png")
+    assert open_table(tmp_path / "shard.tar").identities("image") == [a, a, c]
+    assert Table({"image": [{"bytes": b"one", "path": "x.png"}]}).identities("image") == [a]
+
+
+def test_large_files_are_told_apart_by_their_ends(tmp_path):
+    whole = bytes(300_000)
+    for number, data in enumerate((whole, whole, whole + b"1", b"1" + whole[1:], whole[:-1] + b"1")):
+        (tmp_path / f"{number}.wav").write_bytes(data)
+    found = Table({"audio": [f"{n}.wav" for n in range(5)]}, tmp_path).identities("audio")
+    assert found[0] == found[1] and len(set(found)) == 4
 
 
 def test_the_demo_is_a_table_by_name(tmp_path, monkeypatch):

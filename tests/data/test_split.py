@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from weft.data.sources import Table
-from weft.data.split import assign, split_by
+from weft.data.split import assign, groups
 from weft.errors import DataError
 from weft.recipe import SplitRecipe
 
@@ -65,10 +65,10 @@ def test_a_small_table_has_something_held_out():
 
 def test_rows_of_one_picture_go_together():
     table = Table({"n": list(range(90)), "image": [f"{n % 30}.png" for n in range(90)]})
-    assert split_by(table) == "image"
+    assert groups(table).by == ("image",)
     sides = assign(table, SplitRecipe(0.2, 0.2)).tolist()
     assert sides[:30] == sides[30:60] == sides[60:] and len(set(sides)) == 3
-    assert split_by(Table({"image": [f"{n}.png" for n in range(9)]})) == "", "each picture once: the whole row"
+    assert groups(Table({"image": [f"{n}.png" for n in range(9)]})).by == (), "each picture once: the whole row"
 
 
 def test_a_split_column_is_obeyed():
@@ -100,7 +100,49 @@ def test_rows_of_one_picture_go_together_beside_rows_without_one():
     """A table may carry several tasks, whose rows leave each other's cells blank."""
     pictures = [f"{n % 30}.png" for n in range(90)]
     table = Table({"n": list(range(180)), "image": [*pictures, *[None] * 90]})
-    assert split_by(table) == "image"
+    assert groups(table).by == ("image",)
     sides = assign(table, SplitRecipe(0.2, 0.2)).tolist()
     assert sides[:30] == sides[30:60] == sides[60:90] and len(set(sides[:90])) == 3
     assert len(set(sides[90:])) == 3, "the rows without a picture are drawn one by one"
+
+
+def test_one_picture_under_two_names_is_on_one_side(tmp_path):
+    """Copies of a file (or bytes of a tar's members) are the same picture, whatever they are called."""
+    for n in range(60):
+        (tmp_path / f"{n}.png").write_bytes(b"picture %d" % (n % 30))
+    table = Table({"image": [f"{n}.png" for n in range(60)]}, tmp_path)
+    assert groups(table).by == ("image",)
+    sides = assign(table, SplitRecipe(0.2, 0.2)).tolist()
+    assert sides[:30] == sides[30:] and len(set(sides)) == 3
+    (tmp_path / "0.png").write_bytes(b"another picture")
+    other = Table({"image": [f"{n}.png" for n in range(30)]}, tmp_path)
+    assert groups(other).by == (), "control: nothing is met twice among the first thirty"
+
+
+def test_rows_hang_together_by_every_media_column():
+    pictures, sounds = (
+        [f"{n // 2}.png" for n in range(120)],
+        [f"{(n + 1) // 2 % 3 + n // 6 * 3}.wav" for n in range(120)],
+    )
+    table = Table({"n": list(range(120)), "image": pictures, "speech": sounds})
+    found = groups(table)
+    assert found.by == ("image", "speech") and not found.loose
+    sides = assign(table, SplitRecipe(0.2, 0.2))
+    for cells in (pictures, sounds):
+        together = defaultdict(set)
+        for cell, side in zip(cells, sides, strict=True):
+            together[cell].add(side)
+        assert max(map(len, together.values())) == 1
+    assert len(set(sides)) == 3 and len(set(found.keys)) == 20
+
+
+def test_crossed_media_are_parted_by_the_first_and_it_is_said():
+    """Every picture with every recording: by both, all rows would be one group."""
+    pairs = [(f"{a}.png", f"{b}.wav") for a in range(12) for b in range(5)]
+    table = Table({"image": [a for a, _ in pairs], "speech": [b for _, b in pairs]})
+    found = groups(table)
+    assert found.by == ("image",) and found.loose == ("speech",)
+    assert str(found) == (
+        "rows of one image stay on one side; the same speech may be on both (by it, most rows would be one group)"
+    )
+    assert len(set(assign(table, SplitRecipe(0.2, 0.2)))) == 3

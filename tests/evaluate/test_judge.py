@@ -16,6 +16,7 @@ from weft.evaluate.hear import SpeechJudge, padded, warped
 from weft.evaluate.judge import Judges, readable, reading, recordings
 from weft.evaluate.metrics import word_error
 from weft.evaluate.see import ImageJudge
+from weft.modalities.image import open_image, to_png
 
 COLOURS = {"red": (200, 40, 40), "green": (40, 180, 40), "blue": (40, 40, 200)}
 SHAPES = ("bar", "box")
@@ -143,6 +144,27 @@ def test_judges_are_kept_with_the_rows_they_were_trained_on(tmp_path: Path, monk
     assert more[1] != first[1], "other rows, another judge"
     assert len(opened) == 61
     assert Judges(tmp_path, table, range(1), read).image(arrow) is None, "one reading is nothing to tell apart"
+
+
+def test_a_judge_is_known_by_what_its_rows_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files of other names are the same training rows; a file of the same name with another picture is not."""
+    monkeypatch.setitem(ImageJudge.train.__func__.__kwdefaults__, "steps", 2)
+    images, names = pictures(12, 0)
+    for number, image in enumerate(images):
+        for prefix in "ab":
+            (tmp_path / f"{prefix}{number}.png").write_bytes(to_png(image))
+    read = lambda kind, cell: open_image(cell)
+
+    def key(prefix: str) -> str:
+        table = Table({"caption": names, "image": [f"{prefix}{n}.png" for n in range(12)]}, tmp_path)
+        found = Judges(tmp_path / "judges", table, range(12), read).image(parse("caption -> image"))
+        assert found is not None
+        return found[1]
+
+    first = key("a")
+    assert key("b") == first
+    (tmp_path / "b3.png").write_bytes(to_png(255 - images[3]))
+    assert key("b") != first
 
 
 def test_who_is_judged_by_what() -> None:

@@ -14,7 +14,6 @@ from collections import Counter, defaultdict
 from collections.abc import Generator, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np

@@ -20,7 +20,7 @@ import numpy as np
 
 from weft.arrows.grammar import Arrow
 from weft.arrows.types import ColumnType, blank
-from weft.data.sources import Table, content
+from weft.data.sources import Table
 from weft.evaluate.hear import SpeechJudge
 from weft.evaluate.see import ImageJudge
 
@@ -72,12 +72,13 @@ class Judges:
 
     def image(self, arrow: Arrow) -> tuple[ImageJudge, str] | None:
         """The judge of an arrow `... -> image`, the hash of its training rows; None where readings are too many."""
-        records = [self.table.row(i) for i in self.rows if self._covered(i, arrow.columns)]
+        rows = [i for i in self.rows if self._covered(i, arrow.columns)]
+        records = [self.table.row(i, arrow.columns) for i in rows]
         readings = [reading(record, arrow) for record in records]
         if not 2 <= len(set(readings)) <= READINGS:
             return None
         cells = [record[arrow.output] for record in records]
-        key = self._key(cells, readings)
+        key = self._key(self.table.identities(arrow.output, rows), readings)
         name = f"image-{arrow.output}-{_short(arrow.task)}"
 
         def train() -> ImageJudge:
@@ -88,20 +89,19 @@ class Judges:
 
     def speech(self, pairs: Sequence[tuple[str, str]]) -> tuple[SpeechJudge, str]:
         """The judge of speech, and the hash of what it was trained on. pairs: (audio column, text column)."""
-        known: dict[Any, tuple[Any, str]] = {}
+        known: dict[bytes, tuple[str, int, str]] = {}  # what a recording holds -> (column, row, text)
         for audio, text in pairs:
-            for i in self.rows:
-                if self._covered(i, (audio, text)):
-                    record = self.table.row(i, (audio, text))
-                    known.setdefault(content(record[audio]), (record[audio], str(record[text])))
-        clips = list(known.values())
+            rows = [i for i in self.rows if self._covered(i, (audio, text))]
+            for i, held in zip(rows, self.table.identities(audio, rows), strict=True):
+                known.setdefault(held, (audio, i, str(self.table.column(text)[i])))
+        clips = list(known.items())
         if len(clips) > CLIPS:
             clips = [clips[i] for i in np.sort(np.random.default_rng(self.seed).permutation(len(clips))[:CLIPS])]
-        key = self._key([self._name(cell) for cell, _ in clips], [text for _, text in clips])
+        texts = [text for _, (_, _, text) in clips]
+        key = self._key([held for held, _ in clips], texts)
 
         def train() -> SpeechJudge:
-            mels = [self.read("audio", cell) for cell, _ in clips]
-            texts = [text for _, text in clips]
+            mels = [self.read("audio", self.table.row(i, (audio,))[audio]) for _, (audio, i, _) in clips]
             return SpeechJudge.train(mels, texts, seed=self.seed, progress=self._told("speech judge"))
 
         return self._kept("speech", key, SpeechJudge, train), key
@@ -109,16 +109,11 @@ class Judges:
     def _covered(self, row: int, columns: Sequence[str]) -> bool:
         return not any(blank(self.table.column(column)[row]) for column in columns)
 
-    def _name(self, cell: Any) -> Any:
-        """A cell as it is called anywhere: paths relative to the table."""
-        if isinstance(cell, Path) and self.table.folder and cell.is_relative_to(Path(self.table.folder).absolute()):
-            return str(cell.relative_to(Path(self.table.folder).absolute()))
-        return cell
-
-    def _key(self, cells: Sequence[Any], readings: Sequence[str]) -> str:
+    def _key(self, held: Sequence[bytes], readings: Sequence[str]) -> str:
+        """Of what the training rows hold (not of what their files are called) and say."""
         digest = hashlib.sha256(f"{VERSION} {self.seed}".encode())
-        for cell, said in zip(cells, readings, strict=True):
-            digest.update(content(self._name(cell)) + b"\0" + said.encode() + b"\0")
+        for item, said in zip(held, readings, strict=True):
+            digest.update(item + b"\0" + said.encode() + b"\0")
         return digest.hexdigest()[:16]
 
     def _told(self, name: str) -> Callable[[int, int, float], None] | None:

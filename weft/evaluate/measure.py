@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -63,7 +62,6 @@ class Bench:
         self.predictor, self.renderer, self.run = predictor, predictor.renderer, predictor.run
         self.table, self.split, self.judge, self.say = self.run.table, split, judge, say
         self.types, self.arrows = self.renderer.columns, self.renderer.arrows
-        self._files: dict[str | Path, bytes] = {}  # a media cell -> what its file holds
         self.seed = self.run.recipe.seed
         self.describe = Describer(self.read)
         self.judges = Judges(
@@ -139,23 +137,13 @@ class Bench:
         return np.array(good), notes
 
     def _parts(self, arrow: Arrow, rows: np.ndarray, kind: str) -> Parts:
-        cells = [self._identity(c, int(i)) for c in arrow.columns for i in rows]
+        cells = [cell for column in arrow.columns for cell in self.table.identities(column, rows.tolist())]
         prompt = [
             arrow.task,
             *(f"{c} {self.types[c].name} {getattr(self.types[c], 'values', '')}" for c in arrow.columns),
         ]
         decoding = "teacher-forced" if kind in ("model", "fill", "align") else repr(self._decoding(arrow))
         return Parts(digest(cells), digest(prompt), digest([f"{kind} {VERSION}"]), digest([decoding]))
-
-    def _identity(self, column: str, row: int) -> bytes:
-        """A cell as bytes that tell it from every other; of a media file its content, not its name."""
-        cell = self.table.column(column)[row]
-        if self.types[column].name not in ("image", "audio") or not isinstance(cell, str | Path):
-            return content(cell)
-        if cell not in self._files:
-            path = Path(self.table.row(row, [column])[column])
-            self._files[cell] = content(path.read_bytes() if path.is_file() else cell)
-        return self._files[cell]
 
     def _decoding(self, arrow: Arrow) -> Sampling:
         return self.predictor.default(self.arrows.index(arrow))

@@ -25,7 +25,7 @@ from weft.arrows.types import ColumnType, Label, as_text, blank, guess
 from weft.arrows.vocabulary import Vocabulary
 from weft.core.config import ModelConfig
 from weft.data.sources import Table
-from weft.data.split import assign
+from weft.data.split import assign, kept_together
 from weft.errors import DataError
 from weft.modalities.audio import log_mel, open_audio, to_wav, to_wave
 from weft.modalities.codes import AudioCodec, ImageCodec
@@ -74,6 +74,8 @@ def prepare(
     """
     arrows, types, resolutions = understand(recipe, table)
     split = assign(table, recipe.split, recipe.seed)
+    if together := kept_together(table, recipe.split):
+        say(f"split: {together}")
     rows = np.flatnonzero(split == "train")
     if not len(rows):
         raise DataError(f"{table.name} has no training rows: the column `split` gives them all away.")
