@@ -15,7 +15,12 @@ from weft.core.norm import make_norm
 
 
 class Language(nn.Module):
-    """(...,D) -> (...,V): by the input's table when tied; BERT puts a dense layer, GELU and a norm before it."""
+    """(...,D) -> (...,V): by the input's table when tied; BERT puts a dense layer, GELU and a norm before it.
+
+    rows: where only the last rows of the matrix are trained, they are a parameter of their own; else None.
+    """
+
+    rows: nn.Parameter | None
 
     def __init__(self, config: c.Language, dim: int, table: nn.Embedding) -> None:
         super().__init__()
@@ -24,9 +29,14 @@ class Language(nn.Module):
         self.norm = make_norm(config.transform, dim) if config.transform else None
         self.weight = table.weight if config.tied else nn.Parameter(torch.empty(config.vocab, dim))
         self.bias = nn.Parameter(torch.empty(config.vocab)) if config.bias else None
+        self.register_parameter("rows", None)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return F.linear(self.ready(hidden), self.weight, self.bias)
+        if self.rows is None:
+            return F.linear(self.ready(hidden), self.weight, self.bias)
+        ready, old = self.ready(hidden), self.weight[: len(self.weight) - len(self.rows)]
+        logits = torch.cat((F.linear(ready, old), F.linear(ready, self.rows)), -1)  # (...,V-n), (...,n) -> (...,V)
+        return logits if self.bias is None else logits + self.bias
 
     def ready(self, hidden: Tensor) -> Tensor:
         """(...,D) -> (...,D): all but the last product."""

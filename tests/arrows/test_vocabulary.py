@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from weft.arrows.vocabulary import SENTINELS, Vocabulary
+from weft.arrows.vocabulary import SENTINELS, Layer, Vocabulary
 from weft.errors import ArrowError, DataError
 
 name = st.text(min_size=1, max_size=6)
@@ -60,3 +60,21 @@ def test_what_is_not_there() -> None:
         vocabulary.sentinel(32)
     with pytest.raises(ArrowError, match="stands twice"):
         Vocabulary(["a", "a"])
+
+
+def test_pretrained_text_keeps_its_ids_and_the_rest_is_appended() -> None:
+    source = Vocabulary.pretrained(1000, end=2)
+    first = source.grown(Layer(("image", "answer"), 77, {"answer": 4}))
+    assert first.block("text") == range(1000), "the same ids as ever"
+    assert (first.pad, first.end, first.mask) == (1000, 2, 1002)
+    assert first.marker("answer") == 1000 + 35 + 1
+    again = first.grown(Layer(("answer", "note"), 0, {"answer": 4}, roles=4))
+    assert again.marker("answer") == first.marker("answer") and again.marker("note") == first.size
+    assert again.block("label:answer") == first.block("label:answer")
+    assert again.place(again.marker("note")) == ("marker", 2)
+    assert again.grown(Layer(("note",))) == again, "nothing new, nothing appended"
+    other = again.grown(Layer((), 0, {"answer": 9}))
+    assert len(other.block("label:answer")) == 9 and other.block("label:answer").start == again.size
+    for vocabulary in (source, first, again, other):
+        back = Vocabulary.from_tree(json.loads(json.dumps(vocabulary.to_tree())))
+        assert back == vocabulary and back.blocks == vocabulary.blocks and back.end == vocabulary.end
