@@ -17,8 +17,8 @@ from weft.arrows.types import ColumnType, Label
 from weft.errors import ArrowError, nearest
 
 KINDS = {  # kind of model -> families of it, for messages
-    "decoder": "weft, gpt, llama",
-    "encoder": "bert, vit",
+    "decoder": "weft, gpt, llama, rnn",
+    "encoder": "bert, vit, birnn",
     "encoder-decoder": "t5",
     "dual": "clip",
 }

@@ -81,6 +81,7 @@ def forecast(
     left = lambda: 60 * train.minutes - spent - (time.perf_counter() - began)
     compiling = 0.0
     will = train.options.compile == "on" or (train.options.compile == "auto" and pays(train, pace, left()))
+    will = will and any(stack.compiles for stack in session.model.stack_modules())
     if will and trial:
         compiling, pace, spent = COMPILING, pace / GAIN[train.options.dtype], spent + COMPILING
     elif will:
@@ -183,7 +184,8 @@ def compiled(session: Session, batches: Sequence[Sequence[Batch]], pace: float, 
 def compile_stacks(model: Model) -> None:
     """Mark the stacks; they are compiled by their first step. Batches have one shape, so one graph each is enough."""
     for stack in model.stack_modules():
-        stack.compile(dynamic=False)
+        if stack.compiles:
+            stack.compile(dynamic=False)
 
 
 def uncompile(model: Model) -> None:
