@@ -8,20 +8,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from weft.core import config as c
 from weft.core.cache import Cache, Fixed, Growing, Sliding
 from weft.core.init import initialise
-from weft.core.mask import looks_ahead
 from weft.core.record import Recorder
-from weft.core.stack import Stack
+from weft.core.slot import Slot, reads_ahead
 from weft.core.stream import stream
 from weft.core.topology import MODULES, Concat, DualEncoder, EarlyFusion, Encoded, EncoderDecoder, Tower, within
 from weft.core.view import Tokens
 from weft.errors import WeftError, nearest
-from weft.heads import make_head
+from weft.heads import beside, loss, make_head, outputs
 
 
 @dataclass
@@ -31,6 +29,7 @@ class Output:
     logits: Tensor | None = None
     hidden: Tensor | None = None
     loss: Tensor | None = None
+    pooled: Tensor | None = None
 
 
 class Model(nn.Module):
@@ -65,11 +64,15 @@ class Model(nn.Module):
         """(...,D) -> (...,V) by a named head."""
         return self.heads[self.known(head)](hidden)
 
+    def beside(self, hidden: Tensor, tokens: Tokens, head: str) -> Tensor:
+        """(B,T,D) -> (B,T,D'): what a named head reads at each token."""
+        self.known(head)
+        return beside(self.config.heads[head], hidden, tokens)
+
     def classes(self, head: str = "language") -> int:
         """How many logits a head gives."""
         self.known(head)
-        config = self.config.heads[head]
-        return config.vocab if isinstance(config, c.Language) else config.classes
+        return outputs(self.config.heads[head])
 
     def known(self, head: str) -> str:
         """The module name of a head. Raises WeftError if there is none, with the nearest."""
@@ -85,22 +88,25 @@ class Model(nn.Module):
 
     def cache(self, kind: str = "growing", capacity: int = 0) -> Cache:
         """An empty cache for this model: growing, fixed (of `capacity` tokens), or sliding (its own window)."""
-        pattern = outlet(self.body)[0].config.attention.pattern
-        if looks_ahead(pattern):
-            raise WeftError(f"{type(pattern).__name__} attention looks ahead: there is nothing to cache.")
+        config = outlet(self.body)[0].config
+        if ahead := reads_ahead(config):
+            raise WeftError(f"{ahead} looks ahead: there is nothing to cache.")
         if kind == "growing":
             return Growing()
         if kind == "fixed":
             return Fixed(capacity)
         if kind != "sliding":
             raise WeftError(f"No cache is called {kind!r}.{nearest(kind, ('growing', 'fixed', 'sliding'))}")
+        if isinstance(config, c.RecurrentConfig):
+            return Sliding(1)  # one state is all it needs of what came before
+        pattern = config.attention.pattern
         if not isinstance(pattern, c.Window):
             raise WeftError(f"A sliding cache would forget what {type(pattern).__name__} attention still sees.")
         return Sliding(pattern.left, pattern.globals)
 
-    def stack_modules(self) -> list[Stack]:
-        """The modules worth compiling, one by one."""
-        return [module for module in self.modules() if isinstance(module, Stack)]
+    def stack_modules(self) -> list[Slot]:
+        """The stacks, where most of the work is done. Those that say `compiles` are worth compiling, one by one."""
+        return [module for module in self.modules() if isinstance(module, Slot)]
 
     def forward(
         self,
@@ -109,36 +115,62 @@ class Model(nn.Module):
         *,
         pixel_values: Tensor | None = None,
         input_features: Tensor | None = None,
+        global_attention_mask: Tensor | None = None,
         decoder_input_ids: Tensor | None = None,
+        decoder_attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
         labels: Tensor | None = None,
     ) -> Output:
         """In the ecosystem's names, one document a row.
 
         input_ids (B,T), attention_mask (B,T) 1 real 0 padding; pixel_values (B,C,H,W) and input_features
-        (B,frames,mels) stand before the ids, whose hidden states and logits are answered; without ids a class token
-        (id 0) stands first. decoder_input_ids (B,T') of an encoder-decoder. labels: (B,T) or (B,T'), -100 untrained,
-        shifted here for a decoder; (B,) for a classification head. A dual encoder answers (B,B) scores, images or
-        sounds by texts.
+        (B,frames,mels), or (B,mels,frames) for Whisper, stand before the ids, whose hidden states and logits are
+        answered; without ids the model's own opening (a class token) stands first. global_attention_mask (B,T) 1: a
+        global token (Longformer). decoder_input_ids, decoder_attention_mask (B,T') of an encoder-decoder. token_type_ids
+        (B,T) rows of the segment table. labels: (B,T) or (B,T'), -100 untrained, shifted here for a decoder; (B,) for a
+        classification head; (B,2) first and last token for a span head. A dual encoder answers (B,B) scores, images or
+        sounds by texts; of one side alone its unit vectors, as `hidden`.
         """
         if self.kind == "dual":
-            media = stream(self.body, pixels=pixel_values, sounds=input_features)[0]
-            text = stream(self.body, input_ids, attention_mask)[0]
-            scores = self.embed(media, "left") @ self.embed(text, "right").T * self.body.sharpness.exp()
-            return Output(logits=scores)
-        tokens, before = stream(self.body, input_ids, attention_mask, pixels=pixel_values, sounds=input_features)
+            return self.pair(input_ids, attention_mask, pixel_values, input_features)
+        tokens, before = stream(
+            self.body, input_ids, attention_mask,
+            pixels=pixel_values, sounds=input_features, marks=global_attention_mask,
+        )  # fmt: skip
+        tokens.segment = token_type_ids
         source = None
         if decoder_input_ids is not None:
-            tokens, source, before = Tokens(decoder_input_ids), tokens, 0
-        hidden = self.hidden(tokens, source)[:, before:]
-        head = "language" if "language" in self.config.heads else next(iter(self.config.heads), "")
-        if not head:
-            return Output(hidden=hidden)
-        logits = self.logits(hidden if head == "language" else hidden[:, 0], head)
-        if labels is None:
-            return Output(logits, hidden)
-        shift = self.kind == "decoder" and labels.dim() == 2
-        predicted, wanted = (logits[:, :-1], labels[:, 1:]) if shift else (logits, labels)
-        return Output(logits, hidden, F.cross_entropy(predicted.flatten(0, -2).float(), wanted.flatten()))
+            mask = None if decoder_attention_mask is None else decoder_attention_mask.int()
+            tokens, source, before = Tokens(decoder_input_ids, mask), tokens, 0
+        whole = self.hidden(tokens, source)
+        hidden = whole[:, before:]
+        found = Output(hidden=hidden)
+        for name, head in self.config.heads.items():
+            if isinstance(head, c.Pooler):
+                found.pooled = self.logits(hidden[:, 0], name)
+        answering = [name for name, head in self.config.heads.items() if not isinstance(head, c.Pooler)]
+        if not answering:
+            return found
+        name = "language" if "language" in answering else answering[0]
+        head = self.config.heads[name]
+        read = self.beside(whole, tokens, name)[:, before] if isinstance(head, c.Classify) else hidden
+        found.logits = self.logits(read, name)
+        if labels is not None:
+            shift = self.kind == "decoder" and labels.dim() == 2
+            found.loss = loss(head, found.logits, labels, attention_mask, shift=shift)
+        return found
+
+    def pair(self, ids: Tensor | None, mask: Tensor | None, pixels: Tensor | None, sounds: Tensor | None) -> Output:
+        """Of a dual encoder: scores (B,B) of media by texts; of one side alone its (B,E) unit vectors."""
+        side, other = ("right", "left") if self.body.right.input.stems else ("left", "right")
+        media = text = None
+        if pixels is not None or sounds is not None:
+            media = self.embed(stream(self.body, pixels=pixels, sounds=sounds)[0], side)
+        if ids is not None or media is None:
+            text = self.embed(stream(self.body, ids, mask)[0], other)
+        if media is None or text is None:
+            return Output(hidden=text if media is None else media)
+        return Output(logits=self.body.scores(media, text))
 
 
 def key(head: str) -> str:
@@ -153,10 +185,10 @@ def kind(topology: c.Topology) -> str:
     if isinstance(topology, c.DualEncoderConfig):
         return "dual"
     stack = topology.tower.stack if isinstance(topology, c.EarlyFusionConfig) else topology.stack
-    return "encoder" if looks_ahead(stack.attention.pattern) else "decoder"
+    return "encoder" if reads_ahead(stack) else "decoder"
 
 
-def outlet(body: nn.Module) -> tuple[Stack, nn.Embedding]:
+def outlet(body: nn.Module) -> tuple[Slot, nn.Embedding]:
     """The stack whose output heads read, and the table of its input."""
     if isinstance(body, Concat):
         return body.stack, body.target.table

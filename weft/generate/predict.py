@@ -146,24 +146,25 @@ class Predictor:
         ids: list[np.ndarray] = [np.zeros(0, np.int64)] * len(samples)
         block = self.renderer.vocabulary.block(f"label:{column}")
         legal = torch.from_numpy(np.array(self.renderer.legal(column).mask, dtype=bool)).to(self.device)
-        for which, hidden in self._read(samples):
+        head = f"label:{column}"
+        for which, hidden in self._read(samples, head):
             uniform = None if draws is None else draws.only(which).next()
             if self.model.kind == "encoder":
-                chosen = choose(self.model.logits(hidden, f"label:{column}"), sampling, uniform) + block.start
+                chosen = choose(self.model.logits(hidden, head), sampling, uniform) + block.start
             else:
                 chosen = choose(self.model.logits(hidden), sampling, uniform, legal=legal)
             for number, label in zip(which, chosen.cpu().numpy(), strict=True):
                 ids[number] = np.array([label])
         return ids
 
-    def _read(self, samples: list[Sample]) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+    def _read(self, samples: list[Sample], head: str) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
         """Numbers of samples, and the hidden state (m,D) each is answered from."""
         if self.model.kind == "encoder":
             inputs = [Sample(s.row, s.arrow, s.part("input")) for s in samples]
             for which in _alike([len(s) for s in inputs], TOKENS):
                 prompts = lay([inputs[i] for i in which]).to(self.device)
                 with precision(self.device, self.half):
-                    hidden = self.model.hidden(prompts.tokens)
+                    hidden = self.model.beside(self.model.hidden(prompts.tokens), prompts.tokens, head)
                 yield which, hidden[:, 0].float()  # pooled at the first token, as trained
             return
         for part in shared(samples, self.length, TOKENS):

@@ -27,7 +27,7 @@ def predict(model: Model, batch: Batch, head: str) -> tuple[Tensor, Report]:
     """sum(weight * cross entropy) / total, over trained places only, gathered before they meet the head."""
     if batch.targets is None:
         raise WeftError(f"The objective {batch.objective!r} needs targets, but the batch has none.")
-    hidden = model.hidden(batch.tokens, batch.source)
+    hidden = model.beside(model.hidden(batch.tokens, batch.source), batch.tokens, head)
     targets = batch.targets.flatten()
     places = (targets != -100).nonzero()[:, 0]  # (n,)
     chosen = hidden.flatten(0, 1).index_select(0, places)  # (B*T,D) -> (n,D)

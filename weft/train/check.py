@@ -167,7 +167,10 @@ def starting_loss(bench: Bench) -> Finding:
         sums[key] = [old[0] + total.sum().item(), old[1] + counts.sum().item()]
         head = bench.prepared.config.heads.get(batch.head)
         classes = head.classes if isinstance(head, Classify) else bench.prepared.renderer.vocabulary.size
-        guesses[key] = math.log(max(2, len(batch.rows)) if batch.objective == "contrastive" else classes)
+        guesses[key] = math.log(classes)
+        if batch.objective == "contrastive":  # of a sigmoid loss almost all is the pair itself, refused by the bias
+            bias = getattr(bench.prepared.config.topology, "bias", None)
+            guesses[key] = math.log(max(2, len(batch.rows))) if bias is None else math.log1p(math.exp(-bias))
     for (objective, head), (total, count) in sums.items():
         loss, guess = total / max(count, 1), guesses[objective, head]
         # a sharp temperature makes even untrained pairs unlike: Radford et al. 2021 start at 0.07
@@ -407,7 +410,7 @@ def pairs(loader: Loader) -> Iterator[tuple[Batch, Batch]]:
             lane, samples, widths = loader.lanes[index], planner.samples[index], planner.widths(index)
             for row in rows:
                 singles = [[doc._replace(samples=(i,))] for doc in row for i in doc.samples]
-                make = partial(loader._assembler.batch, lane, samples)
+                make = partial(loader.assembler.batch, lane, samples)
                 yield make([row], 1, widths), make(singles, len(singles), widths)
 
 
