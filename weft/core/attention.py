@@ -37,7 +37,7 @@ class Attention(nn.Module):
         lone = config.bias and not config.key_bias
         self.q_bias = nn.Parameter(torch.empty(self.sizes[0])) if lone else None
         self.v_bias = nn.Parameter(torch.empty(self.sizes[2])) if lone else None
-        self.out = Linear(self.sizes[0], dim, bias=config.bias)
+        self.out = Linear(self.sizes[0], dim, bias=config.bias if config.out_bias is None else config.out_bias)
         self.global_qkv = None
         if config.globals:
             if not isinstance(config.pattern, c.Window) or not config.pattern.right or config.position is not None:

@@ -24,9 +24,13 @@ from weft.errors import RecipeError, nearest
 
 @dataclass(frozen=True)
 class Learned:
-    """A table of vectors, one per place in the document, added to the embeddings (GPT-2, BERT)."""
+    """A table of vectors, one per place in the document, added to the embeddings (GPT-2, BERT).
+
+    offset  rows of the table before that of the first place (RoBERTa: 2)
+    """
 
     length: int
+    offset: int = 0
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,29 @@ class Stretch:
 
 
 @dataclass(frozen=True)
+class Interpolate:
+    """Rope made longer: every wavelength times `factor` (Chen et al. 2023, position interpolation)."""
+
+    factor: float
+
+
+@dataclass(frozen=True)
+class Yarn:
+    """Rope made longer (Peng et al. 2023): waves that turn less than `slow` times within `length` are stretched by
+    `factor`, those of more than `fast` turns kept, a ramp between; q and k times `attention` (0: 0.1 ln(factor) + 1).
+
+    whole  the ramp begins and ends at whole feature numbers
+    """
+
+    factor: float
+    length: int
+    fast: float = 32.0
+    slow: float = 1.0
+    attention: float = 0.0
+    whole: bool = True
+
+
+@dataclass(frozen=True)
 class Rope:
     """Rotary positions (Su et al. 2021).
 
@@ -82,7 +109,7 @@ class Rope:
     theta: float = 10_000.0
     axes: int = 1
     fraction: float = 1.0
-    scaling: Stretch | None = None
+    scaling: Interpolate | Stretch | Yarn | None = None
 
 
 @dataclass(frozen=True)
@@ -163,6 +190,7 @@ class Attention:
 
     scale     factor on the scores; None: head_dim^-1/2
     key_bias  False: where there are biases, keys have none (Whisper)
+    out_bias  whether the last matrix has a bias; None: as the others (Qwen2: no)
     globals   global tokens of a Window ask, and are asked by, matrices of their own (Longformer)
     """
 
@@ -176,6 +204,7 @@ class Attention:
     scale: float | None = None
     key_bias: bool = True
     globals: bool = False
+    out_bias: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -259,6 +288,7 @@ class TextInput:
 
     vocab    rows of the table; 0: none, only continuous items come in
     scale    factor on the embeddings, before positions are added
+    width    of the table, positions and segments, where a matrix takes them to the stack's (ELECTRA); 0: the stack's
     opening  ids that stand before a picture or a sound that is given alone: the class token, or the column's marker
     """
 
@@ -268,6 +298,7 @@ class TextInput:
     norm: LayerNorm | RMSNorm | None = None
     stems: dict[str, Stem] = field(default_factory=dict)
     scale: float = 1.0
+    width: int = 0
     opening: tuple[int, ...] = (0,)
 
 
@@ -389,7 +420,7 @@ class Language:
 
 @dataclass(frozen=True)
 class Classify:
-    """Pooled hidden to classes. hidden > 0: a tanh layer of that width before it (BERT's pooler).
+    """Pooled hidden to classes. hidden > 0: a layer of that width before it, with its activation (BERT's pooler).
 
     tokens  the first so many tokens are read, each by a matrix of its own, and averaged (2: DeiT, Touvron et al. 2021)
     mean    the mean of the other tokens stands beside the first one (DINOv2)
@@ -399,6 +430,31 @@ class Classify:
     hidden: int = 0
     tokens: int = 1
     mean: bool = False
+    activation: str = "tanh"
+
+
+@dataclass(frozen=True)
+class Tag:
+    """Each token to classes: parts of speech, names, replaced or not (ELECTRA). hidden: as in Classify."""
+
+    classes: int
+    hidden: int = 0
+    activation: str = "tanh"
+
+
+@dataclass(frozen=True)
+class Span:
+    """Each token to two scores, of being the first and the last of the answer (Devlin et al. 2018, section 4.2)."""
+
+
+@dataclass(frozen=True)
+class Pooler:
+    """The first token through a layer of `width` and tanh: a vector for the row (BERT)."""
+
+    width: int
+
+
+Head = Language | Classify | Tag | Span | Pooler
 
 
 @dataclass(frozen=True)
@@ -423,7 +479,7 @@ class ModelConfig:
     """All that `weft.model.build` needs."""
 
     topology: Topology
-    heads: dict[str, Language | Classify] = field(default_factory=dict)
+    heads: dict[str, Head] = field(default_factory=dict)
     init: Init = Init()
     family: str = ""  # for people; nothing branches on it
 
@@ -433,10 +489,10 @@ class ModelConfig:
 TYPES: dict[str, type] = {
     kind.__name__: kind
     for kind in (
-        RecurrentConfig, Learned, Grid, Sinusoidal, Stretch, Rope, RelativeBias, Alibi, Full, Causal, Prefix, Window, LayerNorm, RMSNorm,
+        Learned, Grid, Sinusoidal, Interpolate, Stretch, Yarn, Rope, RelativeBias, Alibi, Full, Causal, Prefix, Window, LayerNorm, RMSNorm,
         PerModality, Attention, FeedForward, StackConfig, LinearStem, MlpStem, ConvStem, FrameStem, TextInput,
         TowerConfig, EncoderDecoderConfig, ItemEncoder, EarlyFusionConfig, ConcatConfig, AtToken, AttentionPool, Project,
-        DualEncoderConfig, Language, Classify, Init, ModelConfig,
+        DualEncoderConfig, Language, Classify, Tag, Span, Pooler, Init, ModelConfig,
     )
 }  # fmt: skip
 

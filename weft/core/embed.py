@@ -24,13 +24,16 @@ class Input(nn.Module):
 
     def __init__(self, config: c.TextInput, dim: int) -> None:
         super().__init__()
+        outer, dim = dim, config.width or dim
         self.config, self.dim = config, dim
         self.table = Embedding(config.vocab, dim) if config.vocab else None
         self.stems = nn.ModuleDict({kind: make_stem(stem, dim) for kind, stem in config.stems.items()})
         if isinstance(config.positions, c.Learned | c.Grid):
-            self.places = Embedding(config.positions.length, dim)
+            before = config.positions.offset if isinstance(config.positions, c.Learned) else 0
+            self.places = Embedding(config.positions.length + before, dim)
         self.segments = Embedding(config.segments, dim) if config.segments else None
         self.norm = make_norm(config.norm, dim) if config.norm else nn.Identity()
+        self.widen = Linear(dim, outer) if config.width else nn.Identity()
 
     def forward(self, tokens: Tokens, layout: Layout) -> Tensor:  # ids (B,T) -> (B,T,D)
         dtype = compute_dtype(next(self.parameters()))
@@ -49,7 +52,7 @@ class Input(nn.Module):
         if self.segments is not None:
             segment = torch.zeros_like(tokens.ids) if tokens.segment is None else tokens.segment
             x = x + self.segments(segment).to(dtype)
-        return self.norm(x)
+        return self.widen(self.norm(x))
 
     def stem(self, media: Media) -> nn.Module:
         """The stem of a kind. Raises WeftError when the model has none for it."""
@@ -68,7 +71,7 @@ class Input(nn.Module):
             raise WeftError(
                 f"{needed} tokens in one document, but the table of learned positions ends at {config.length}."
             )
-        return self.places(layout.order.long())
+        return self.places(layout.order.long() + config.offset)
 
     def grid(self, config: c.Grid, tokens: Tokens, layout: Layout) -> Tensor:
         """(B,T,D) of each token's place: patches by row and column in their own picture, the others by their order."""

@@ -24,6 +24,7 @@ ACTIVATIONS = {
     "relu": F.relu,
     "relu2": lambda x: F.relu(x).square(),  # So et al. 2021 (Primer)
     "silu": F.silu,
+    "tanh": torch.tanh,
 }
 
 

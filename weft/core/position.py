@@ -6,6 +6,7 @@ Shape letters:  B rows  T queries  S keys  A axes  E features of a head (E' of t
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -23,16 +24,47 @@ def places(layout: Layout, axes: int) -> Tensor:
 
 
 def frequencies(config: c.Rope, width: int, device: torch.device) -> Tensor:
-    """(E'/2,) radians per step: theta^(-2i/E')."""
+    """(E'/2,) radians per step: theta^(-2i/E'), made slower by the scaling."""
     rotated = int(width * config.fraction) // 2 * 2
     steps = torch.arange(0, rotated, 2, device=device, dtype=torch.float32) / rotated
-    speed = config.theta**-steps
-    if config.scaling is None:
-        return speed
-    s = config.scaling  # Llama 3.1: long waves stretched, short ones kept, those between interpolated
+    speed = 1.0 / config.theta**steps
+    return SCALINGS[type(config.scaling)](config.scaling, speed, config.theta)
+
+
+def stretched(s: c.Stretch, speed: Tensor, theta: float) -> Tensor:
+    """Llama 3.1: long waves stretched, short ones kept, those between interpolated."""
     turns = s.length * speed / (2 * math.pi)
     keep = ((turns - s.low) / (s.high - s.low)).clamp(0, 1)
-    return speed * (keep + (1 - keep) / s.factor)
+    return (1 - keep) * speed / s.factor + keep * speed
+
+
+def yarn(s: c.Yarn, speed: Tensor, theta: float) -> Tensor:
+    """Peng et al. 2023, section 3.2: a ramp over the features, from those that turn `fast` times to those of `slow`."""
+    features = 2 * len(speed)
+    feature = lambda turns: features * math.log(s.length / (turns * 2 * math.pi)) / (2 * math.log(theta))
+    first, last = feature(s.fast), feature(s.slow)
+    if s.whole:
+        first, last = math.floor(first), math.ceil(last)
+    first, last = max(first, 0), min(last, features - 1)
+    ramp = torch.arange(len(speed), dtype=torch.float32, device=speed.device) - first
+    slow = (ramp / (last - first if last != first else 0.001)).clamp(0, 1)
+    return speed / s.factor * slow + speed * (1 - slow)
+
+
+SCALINGS: dict[type, Callable[..., Tensor]] = {
+    type(None): lambda s, speed, theta: speed,
+    c.Interpolate: lambda s, speed, theta: speed / s.factor,
+    c.Stretch: stretched,
+    c.Yarn: yarn,
+}
+
+
+def sharper(config: c.Rope) -> float:
+    """What queries and keys are multiplied with, so that longer rows do not flatten the softmax (YaRN)."""
+    s = config.scaling
+    if not isinstance(s, c.Yarn):
+        return 1.0
+    return s.attention or (0.1 * math.log(s.factor) + 1.0 if s.factor > 1 else 1.0)
 
 
 def rotation(config: c.Rope, layout: Layout, width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -41,7 +73,8 @@ def rotation(config: c.Rope, layout: Layout, width: int, dtype: torch.dtype) -> 
     place = places(layout, config.axes)  # (1|B,T,A)
     axis = torch.arange(len(speed), device=speed.device) % config.axes
     angle = place[..., axis] * speed  # (1|B,T,E'/2)
-    return angle.cos()[:, :, None].to(dtype), angle.sin()[:, :, None].to(dtype)
+    cos, sin = (wave[:, :, None] * sharper(config) for wave in (angle.cos(), angle.sin()))
+    return cos.to(dtype), sin.to(dtype)
 
 
 def rotate(x: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:

@@ -25,8 +25,8 @@ from weft.core.cache import Cache, Cross, join
 from weft.core.embed import Input, compute_dtype, make_stem, put
 from weft.core.layers import Linear
 from weft.core.mask import View, across, look
-from weft.core.record import Recorder
 from weft.core.pool import make_pool, make_project
+from weft.core.record import Recorder
 from weft.core.slot import VIEWS, make_stack, reads_ahead
 from weft.core.stack import Stack
 from weft.core.view import Layout, Media, Tokens
