@@ -4,7 +4,7 @@ Shape letters:  L ids of one text
 
 Every byte has an id, so any text can be written and read back unchanged: Chinese, emoji, lone control characters. There
 are no special tokens inside: the renderer owns those, so a user's text cannot smuggle one in ("<|end|>" is eight plain
-characters).
+characters). A pretrained tokenizer (weft/convert/tokenizer.py) has control tokens among its ids; no text becomes one.
 
     "naïve"  ->  bytes 6e 61 c3 af 76 65  ->  pre-split like GPT-2  ->  merges, most frequent pair first  ->  ids
 
@@ -24,13 +24,20 @@ from weft.errors import DataError, RecipeError, RunError
 BYTES = 256  # ids 0..255 are the bytes; merges follow
 LARGEST = 16384  # of the sizes chosen for the user; a larger one can be asked for
 SHOWN = 40  # characters of a text quoted in an error
+BARRIER = "\ufdd0"  # a code point that is no character (Unicode 23.7): put into a text, and taken out of its ids
+BARRIER_BYTES = [f"<0x{byte:02X}>" for byte in BARRIER.encode()]  # as tokenizers with byte pieces spell it
 
 
 class TextCodec:
-    """A trained byte-level BPE.  `decode(encode(text)) == text` for every text of Unicode characters."""
+    """A tokenizer. One trained here is a byte-level BPE: `decode(encode(text)) == text` for every Unicode text.
+
+    control  id -> text of the control tokens of a pretrained one; a user's text is never encoded as one of them
+    """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
+        tokenizer.encode_special_tokens = True  # the text of a control token is text
         self.tokenizer = tokenizer
+        self.control = {i: t.content for i, t in tokenizer.get_added_tokens_decoder().items() if t.special}
 
     @classmethod
     def train(cls, texts: Iterable[str], size: int = 0) -> TextCodec:
@@ -64,19 +71,42 @@ class TextCodec:
     @property
     def size(self) -> int:
         """How many ids there are: 0 .. size - 1."""
-        return self.tokenizer.get_vocab_size(with_added_tokens=False)
+        return self.tokenizer.get_vocab_size(with_added_tokens=True)
 
     def encode(self, text: str) -> np.ndarray:
         """`text` -> (L,) int64. Raises DataError for what is not text."""
         _check(text, "this")
-        return np.array(self.tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.int64)
+        ids = self.tokenizer.encode(text, add_special_tokens=False).ids
+        return np.array(ids if self.control.keys().isdisjoint(ids) else self._plain(text), dtype=np.int64)
 
     def encode_many(self, texts: Sequence[str]) -> list[np.ndarray]:
         """As `encode`, for many at once (several times quicker)."""
         for index, text in enumerate(texts):
             _check(text, f"text {index}")
         encodings = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
+        found = [encoding.ids for encoding in encodings]
+        for index, ids in enumerate(found):
+            if not self.control.keys().isdisjoint(ids):
+                found[index] = self._plain(texts[index])
+        return [np.array(ids, dtype=np.int64) for ids in found]
+
+    def _plain(self, text: str) -> list[int]:
+        """Ids of a text that spells control tokens, which some models (unigram) find among their pieces.
+
+        A barrier is put into each such spelling, and its ids are taken out again. The id of what is unknown stays: it
+        is the model's word for a character that it does not have.
+        """
+        guarded = text.replace(BARRIER, "")
+        for content in self.control.values():
+            if len(content) > 1:
+                guarded = guarded.replace(content, content[0] + BARRIER + content[1:])
+        kept = unbarred(self.tokenizer, guarded)
+        if smuggled := [i for i, under in kept if self.control.get(i) == under.strip()]:
+            raise DataError(
+                f"the text {text[:SHOWN]!r} spells the control token {self.control[smuggled[0]]!r}, and this tokenizer "
+                "has no other way to write it; change the text"
+            )
+        return [i for i, _ in kept]
 
     def decode(self, ids: Iterable[int] | np.ndarray) -> str:
         """(L,) ids -> text. Bytes that form no character (a cut-off one, say) come out as U+FFFD, as in `bytes.decode`.
@@ -113,6 +143,20 @@ def suggest(texts: Iterable[str]) -> int:
     """
     amount = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)
     return min(max(512, BYTES + amount // 200 // 64 * 64), LARGEST)
+
+
+def unbarred(tokenizer: Tokenizer, text: str) -> list[tuple[int, str]]:
+    """(id, the text under it) for each token of a `text` with barriers in it, those of the barriers left out."""
+    encoding = tokenizer.encode(text, add_special_tokens=False)
+    kept, skip = [], 0
+    for n, (i, (a, b)) in enumerate(zip(encoding.ids, encoding.offsets, strict=True)):
+        if skip:
+            skip -= 1
+        elif BARRIER in text[a:b] and encoding.tokens[n : n + 3] == BARRIER_BYTES:
+            skip = 2  # spelled in bytes, under one offset with what stands beside it
+        elif text[a:b] != BARRIER:
+            kept.append((i, text[a:b]))
+    return kept
 
 
 def _check(text: object, name: str) -> None:

@@ -13,6 +13,7 @@ Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, versions 2 an
 
 from __future__ import annotations
 
+import itertools
 import math
 import struct
 from dataclasses import dataclass, field
@@ -81,7 +82,7 @@ class Cursor:
     """A place in the file that moves forward and never past the end."""
 
     def __init__(self, data: np.ndarray, path: Path) -> None:
-        self.data, self.path, self.at = memoryview(data), path, 0
+        self.data, self.path, self.at = memoryview(data), path, 0  # pyright: ignore[reportArgumentType]
 
     def need(self, count: int, what: str) -> None:
         left = len(self.data) - self.at
@@ -134,7 +135,7 @@ class Cursor:
 
 
 def read(path: str | Path) -> Gguf:
-    """Open a file. Raises ConvertError for one that is not GGUF, damaged, or of number formats that weft does not read."""
+    """Open a file. Raises ConvertError for one that is not GGUF, damaged, or of a number format unknown."""
     path = Path(path)
     try:
         size = path.stat().st_size
@@ -224,6 +225,6 @@ def place(info: Info, begin: int, align: int, size: int, path: Path) -> Info:
 def apart(infos: dict[str, Info], path: Path) -> None:
     """Raise ConvertError where two tensors share bytes."""
     ordered = sorted(infos.values(), key=lambda info: info.start)
-    for one, other in zip(ordered, ordered[1:], strict=False):
+    for one, other in itertools.pairwise(ordered):
         if one.start + one.bytes > other.start:
             raise ConvertError(f"{path}: the tensors {one.name!r} and {other.name!r} overlap.")
