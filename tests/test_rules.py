@@ -20,8 +20,9 @@ ROOMS: dict[str, set[str]] = {
     "data": {"core", "modalities", "arrows"},
     "heads": {"core"},
     "model": {"core", "heads", "families"},
-    "objectives": {"core", "heads", "model", "data.batch"},
-    "run": {"core", "modalities", "families", "arrows", "data", "model", "heads", "train.checkpoint"},
+    "objectives": {"core", "heads", "model", "data.batch", "adapt.lora"},
+    "run": {"core", "modalities", "families", "arrows", "data", "model", "heads", "adapt", "train.checkpoint"},
+    "adapt": {"core", "modalities", "families", "arrows", "heads", "model", "convert", "run"},
     "convert": {"core", "modalities", "families", "heads", "model", "run"},
     "train": {
         "core",
@@ -36,8 +37,9 @@ ROOMS: dict[str, set[str]] = {
         "generate",
         "evaluate",
         "convert",
+        "adapt",
     },
-    "generate": {"core", "modalities", "arrows", "data", "model", "heads", "run", "convert"},
+    "generate": {"core", "modalities", "arrows", "data", "model", "heads", "run", "convert", "adapt"},
     "evaluate": {
         "core",
         "modalities",

@@ -25,6 +25,28 @@ from weft.errors import RecipeError, nearest
 
 
 @dataclass(frozen=True)
+class LoraRecipe:
+    """Adapters in place of the weights themselves: Hu et al. 2021; with `dora`, Liu et al. 2024."""
+
+    rank: int = 0  # 0: none, the weights themselves are trained
+    alpha: float = 0.0  # their product is multiplied with alpha / rank; 0: twice the rank
+    target: tuple[str, ...] = ("all",)  # patterns of linear parts: "attn.qkv", "stack.*.ffn.*"; "all": the stacks'
+    dropout: float = 0.0
+    dora: bool = False
+
+
+@dataclass(frozen=True)
+class GuideRecipe:
+    """The frozen model that training is held against: a teacher to learn from, or the start as DPO's reference."""
+
+    teacher: str = ""  # a run whose answers are learned as well (Hinton et al. 2015)
+    temperature: float = 2.0  # of both sides' logits
+    share: float = 0.5  # of the teacher in the loss; the rest is the rows' own
+    hidden: float = 0.0  # weight of the distance between the last hidden states
+    beta: float = 0.1  # of `a -> b > c`: how far from the reference (Rafailov et al. 2023)
+
+
+@dataclass(frozen=True)
 class ModelRecipe:
     """Which family, how large. 0 means: decided by the family's defaults and the forecast."""
 
@@ -34,6 +56,8 @@ class ModelRecipe:
     heads: int = 0
     options: dict[str, object] = field(default_factory=dict)  # passed to the family's function; unknown: named error
     source: str = ""  # weights that it starts from: a run, a model directory, a weight file or a pretrained name
+    lora: LoraRecipe = field(default_factory=LoraRecipe)
+    guide: GuideRecipe = field(default_factory=GuideRecipe)
 
 
 @dataclass(frozen=True)
@@ -82,6 +106,8 @@ class TrainRecipe:
     lr: float = 0.02  # Muon's rate for muon; AdamW's for adamw
     adam_lr: float = 0.003  # the rest's rate under muon
     schedule: str = "wsd"  # wsd (warm-up, stable, decay) | cosine | constant
+    freeze: tuple[str, ...] = ()  # patterns of parts that stay as they are: "body.input", "blocks.0"
+    parts: dict[str, float] = field(default_factory=dict)  # pattern of parts -> factor on their learning rate
     options: TrainOptions = field(default_factory=lambda: TrainOptions())
 
 
@@ -100,6 +126,7 @@ class TrainOptions:
     evaluate_every: int = 0  # steps; 0: twenty times a run
     check: bool = True  # run `weft check` before training
     skip_share: float = 0.01  # allowed share of undecodable rows
+    keep_text: str = ""  # a plain text file: the language model's loss on it is measured before and after
 
 
 @dataclass(frozen=True)
@@ -147,6 +174,14 @@ RULES: dict[str, Rule] = {
     "model.dim": _at_least(0),
     "model.depth": _at_least(0),
     "model.heads": _at_least(0),
+    "model.lora.rank": _at_least(0),
+    "model.lora.alpha": _at_least(0),
+    "model.lora.dropout": Rule(lambda v: 0 <= v < 1, "a share from 0 to less than 1"),
+    "model.guide.temperature": POSITIVE,
+    "model.guide.share": SHARE,
+    "model.guide.hidden": _at_least(0),
+    "model.guide.beta": POSITIVE,
+    "train.parts.*": Rule(lambda v: v > 0, "more than 0; what is not to be trained is named in train.freeze"),
     "text.vocabulary": Rule(lambda v: v == 0 or v >= 256, "0 (decided by the text) or at least 256, the bytes"),
     "image.size": POSITIVE,
     "image.patch": POSITIVE,

@@ -140,24 +140,31 @@ class Run:
         return from_tree(json.loads((self.path / CONFIG).read_text(encoding="utf-8")))
 
     def model(self, device: str = "cpu") -> Model:
-        """The model with the newest saved weights, ready to predict. Raises RunError if nothing was saved yet."""
+        """The model with the newest saved weights, ready to predict; an adapter lies beside its base.
+
+        Raises RunError if nothing was saved yet.
+        """
         from safetensors.torch import load_file
 
+        from weft.adapt.start import load_start, make
         from weft.model import build
         from weft.train.checkpoint import fill
+        from weft.train.checkpoint import weights as weights_of
 
         if not (self.path / WEIGHTS).is_file():
             raise RunError(
                 f"{self.path} has no {WEIGHTS} yet: nothing was saved. Go on with: weft train --resume {self.path}"
             )
-        model = build(self.config)
+        base, start = load_start(self.path)
+        model = build(self.config) if base is None else make(self.config, self.recipe, base, start)
+        before = {} if base is None else weights_of(model)
         try:
             weights = load_file(self.path / WEIGHTS)
         except Exception as error:  # safetensors raises its own kind, which derives from Exception alone
             raise RunError(
                 f"{self.path / WEIGHTS} cannot be read ({error}). Copy it from the newest checkpoint."
             ) from error
-        fill(model, weights)
+        fill(model, {**{name: t for name, t in before.items() if name not in weights}, **weights})
         return model.to(device).eval()
 
     # ------------------------------------------------------------------------------------------------ what is written

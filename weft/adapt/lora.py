@@ -30,6 +30,7 @@ from weft.core.feedforward import FeedForward
 from weft.core.layers import Linear
 from weft.core.stack import Stack
 from weft.errors import RecipeError, nearest
+from weft.recipe import LoraRecipe
 
 WHOLE = "whole"  # the part of a matrix that is not fused
 ALL = "all"  # every linear part of the stacks
@@ -51,6 +52,11 @@ class Lora:
     target: tuple[str, ...] = (ALL,)
     dropout: float = 0.0
     dora: bool = False
+
+    @classmethod
+    def of(cls, recipe: LoraRecipe) -> Lora:
+        """As a recipe says it."""
+        return cls(recipe.rank, recipe.alpha or 2.0 * recipe.rank, recipe.target, recipe.dropout, recipe.dora)
 
     @property
     def scale(self) -> float:

@@ -99,8 +99,9 @@ class Renderer:
         sizes = {"text": self.text.size if self.text else 0}
         sizes |= {f"label:{name}": len(values) for name, values in self._labels.items()}
         sizes |= {f"codes:{kind}": codec.size for kind, codec in self.codecs.items()}
+        padded = len(self.vocabulary.blocks.get("text", ())) > sizes["text"] > 0  # pretrained tables may have idle rows
         for name, size in sizes.items():
-            if size != len(self.vocabulary.blocks.get(name, ())):
+            if size != len(self.vocabulary.blocks.get(name, ())) and not (name == "text" and padded):
                 have = len(self.vocabulary.blocks.get(name, ()))
                 raise DataError(
                     f"the vocabulary has {have} ids for {name}, and there are {size}: they are not of one run"
@@ -309,6 +310,9 @@ class Renderer:
         mask = np.zeros(self.vocabulary.size, bool)
         ids = self.vocabulary.block(name)
         mask[ids.start : ids.stop] = True
+        if kind == "text" and self.text is not None:
+            mask[ids.start + self.text.size : ids.stop] = False  # idle rows of a pretrained table
+            mask[[ids.start + control for control in self.text.control]] = False
         if kind == "label":
             return Legal(mask, 1, None)
         if kind == "image":

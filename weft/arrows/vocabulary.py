@@ -72,6 +72,13 @@ class Vocabulary:
         self._lay((Layer(tuple(columns), text, dict(labels or {}), dict(codes or {}), roles=roles),))
 
     @classmethod
+    def of(cls, layer: Layer) -> Vocabulary:
+        """Of one layer."""
+        vocabulary = cls.__new__(cls)
+        vocabulary._lay((layer,))
+        return vocabulary
+
+    @classmethod
     def pretrained(cls, text: int, end: int | None = None) -> Vocabulary:
         """Of pretrained weights: `text` ids and nothing else. end: the one among them that ends a text."""
         vocabulary = cls.__new__(cls)

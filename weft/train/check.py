@@ -27,13 +27,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from weft.adapt.start import make
 from weft.core.config import Classify
 from weft.core.view import Media, Tokens
 from weft.data.batch import Batch
 from weft.data.loader import Loader
 from weft.data.sources import Table, content
 from weft.errors import CheckError, DataError
-from weft.model import Model, build
+from weft.model import Model
 from weft.objectives import OBJECTIVES
 from weft.recipe import Recipe
 from weft.run import Run
@@ -103,7 +104,8 @@ class Bench:
 
     def model(self) -> Model:
         """As it is before its first step."""
-        return build(self.prepared.config, self.recipe.seed).to(self.device)
+        prepared = self.prepared
+        return make(prepared.config, self.recipe, prepared.base, prepared.start).to(self.device)
 
     def trained(self) -> Model:
         """A model whose every part does something: blocks that start as the identity would hide what is wrong."""
@@ -156,6 +158,8 @@ def small(recipe: Recipe, prepared: Prepared, budget: float = 3.0) -> Bench:
 
 def starting_loss(bench: Bench) -> Finding:
     """An untrained head knows nothing: its loss is that of guessing."""
+    if bench.prepared.base is not None:
+        return Finding("starting loss", True, "does not apply: it starts from weights that know something")
     model, loader = bench.model().eval(), bench.loader()
     told, ok = [], True
     sums: dict[tuple[str, str], list[float]] = {}

@@ -12,13 +12,14 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from weft.adapt.start import BASE
 from weft.data.batch import Batch
 from weft.errors import RunError
 from weft.objectives import OBJECTIVES
@@ -44,6 +45,7 @@ class State:
     tokens   real ones, padding left out
     seconds  of training
     bad      steps that were not finite; streak: how many of them are the last ones
+    rounds   where the loader's rounds end (`Loader.ends`): it follows from the seed, kept so that it need not be redone
     """
 
     step: int = 0
@@ -52,6 +54,7 @@ class State:
     bad: int = 0
     streak: int = 0
     threads: int = field(default_factory=torch.get_num_threads)
+    rounds: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -157,12 +160,27 @@ def save(session: Session) -> None:
     """Commit a checkpoint of this step and let the run's weights be its. Raises RunError where the disk is full."""
     folder = session.run.path / "checkpoints"
     parts = {
-        "model.safetensors": checkpoint.weights(session.model),
+        "model.safetensors": kept(session),
         "optimizer.pt": session.optimizer.state(),
-        "state.json": asdict(session.state),
+        "state.json": asdict(replace(session.state, rounds=list(session.loader.ends))),
     }
     path = checkpoint.save(folder, session.state.step, parts, session.recipe.options.keep)
     checkpoint.publish(path, session.run.path / "model.safetensors")
+
+
+def kept(session: Session) -> dict[str, Tensor]:
+    """The weights that a checkpoint holds: all, or what trains where the run has the others in its base."""
+    there = checkpoint.weights(session.model)
+    if not (session.run.path / BASE).is_file():
+        return there
+    resting = frozen(session.model)
+    return {name: tensor for name, tensor in there.items() if name not in resting}
+
+
+def frozen(model: Model) -> dict[str, Tensor]:
+    """The weights that do not train."""
+    resting = {name for name, p in model.named_parameters() if not p.requires_grad}
+    return {name: tensor for name, tensor in checkpoint.weights(model).items() if name in resting}
 
 
 def restore(session: Session, say: Callable[[str], None]) -> bool:
@@ -172,9 +190,10 @@ def restore(session: Session, say: Callable[[str], None]) -> bool:
     path = checkpoint.newest(folder, say)
     if path is not None:
         parts = checkpoint.read(path)
-        checkpoint.fill(session.model, parts["model.safetensors"])
+        checkpoint.fill(session.model, {**frozen(session.model), **parts["model.safetensors"]})
         session.optimizer.load(parts["optimizer.pt"])
         session.state = State(**parts["state.json"])
+        session.loader.ends = list(session.state.rounds)
         checkpoint.publish(path, session.run.path / "model.safetensors")
     session.run.forget_after(session.state.step)
     if path is not None and session.state.threads != torch.get_num_threads():

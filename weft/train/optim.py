@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from weft.adapt.freeze import factors
 from weft.errors import RecipeError, nearest
 from weft.recipe import TrainRecipe
 
@@ -91,6 +92,16 @@ def hidden_matrices(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
+def by_rate(groups: list[dict[str, Any]], times: dict[int, float]) -> list[dict[str, Any]]:
+    """Groups of parameters parted by the factors on their learning rates; empty ones are left out."""
+    parted = []
+    for group in groups:
+        for factor in dict.fromkeys(times[id(p)] for p in group["params"]):
+            mine = {**group, "params": [p for p in group["params"] if times[id(p)] == factor]}
+            parted.append(mine if factor == 1.0 else {**mine, "times": factor})
+    return parted
+
+
 class Optimizer:
     """The optimisers of one model, stepped together.
 
@@ -102,6 +113,7 @@ class Optimizer:
             raise RecipeError(f"train.optimizer is {recipe.optimizer!r}.{nearest(recipe.optimizer, OPTIMIZERS)}")
         decay = recipe.options.weight_decay
         named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        times = {id(named[name]): factor for name, factor in factors(model, recipe.parts).items()}
         hidden = {name: p for name, p in hidden_matrices(model).items() if name in named}
         tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
         rest = [p for name, p in named.items() if name not in hidden]
@@ -112,14 +124,15 @@ class Optimizer:
         ]
         if not muon:
             groups.append({"params": list(hidden.values()), "weight_decay": decay})
-        groups = [g for g in groups if g["params"]]
+        groups = by_rate(groups, times)
         self.optimizers: list[torch.optim.Optimizer] = []
         if groups:
             rate = recipe.adam_lr if muon else recipe.lr
             self.optimizers.append(torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.95), eps=1e-10, fused=True))
         if muon and hidden:
-            self.optimizers.append(Muon(hidden.values(), lr=recipe.lr, weight_decay=decay))
-        self.rates = [[group["lr"] for group in o.param_groups] for o in self.optimizers]
+            turned = by_rate([{"params": list(hidden.values())}], times)
+            self.optimizers.append(Muon(turned, lr=recipe.lr, weight_decay=decay))
+        self.rates = [[g["lr"] * g.get("times", 1.0) for g in o.param_groups] for o in self.optimizers]
         self.params = list(named.values())
 
     def step(self, factor: float) -> None:

@@ -9,24 +9,29 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from weft import families
 from weft.arrows.grammar import Arrow, check_columns, parse_all, said_types
 from weft.arrows.render import Renderer
 from weft.arrows.resolve import Resolution, resolve
 from weft.arrows.types import ColumnType, Label, as_text, blank, guess
-from weft.arrows.vocabulary import Vocabulary
-from weft.core.config import ModelConfig
+from weft.adapt.source import Source, open_source
+from weft.adapt.start import Start, grow, grow_config, known_stems, longest
+from weft.adapt.start import rows as rows_of
+from weft.adapt.start import width as outlet_width
+from weft.arrows.vocabulary import Layer, Vocabulary
+from weft.core.config import Classify, Language, MlpStem, ModelConfig
 from weft.data.sources import Table
 from weft.data.split import assign, kept_together
-from weft.errors import DataError
+from weft.errors import DataError, RecipeError
 from weft.modalities.audio import log_mel, open_audio, to_wav, to_wave
 from weft.modalities.codes import AudioCodec, ImageCodec
 from weft.modalities.image import open_image, square, to_png
@@ -53,16 +58,33 @@ class Prepared:
     renderer: Renderer
     config: ModelConfig
     codec_steps: dict[str, int] = field(default_factory=dict)
+    base: Mapping[str, Tensor] | None = None  # weights that it starts from
+    start: Start | None = None
 
 
-def understand(recipe: Recipe, table: Table) -> tuple[list[Arrow], dict[str, ColumnType], list[Resolution]]:
-    """The cheap part, which reads no media: arrows, column types with their reasons, what each arrow resolves to."""
+def understand(
+    recipe: Recipe, table: Table, kind: str = "", known: Mapping[str, ColumnType] | None = None
+) -> tuple[list[Arrow], dict[str, ColumnType], list[Resolution]]:
+    """The cheap part, which reads no media: arrows, column types with their reasons, what each arrow resolves to.
+
+    kind   of a model that is there already; "": the recipe's family says it
+    known  types of columns as the source of a run knew them
+    """
     arrows = parse_all(recipe.arrows)
     check_columns(arrows, table.columns)
     columns = list(dict.fromkeys(name for arrow in arrows for name in arrow.columns))
-    types = guess(table, {**recipe.types, **said_types(arrows)}, columns)
-    kind = families.FAMILIES[families.known(recipe.model.family)].kind
+    before = {name: kind.name for name, kind in (known or {}).items() if name in columns}
+    types = guess(table, {**before, **recipe.types, **said_types(arrows)}, columns)
+    types |= {name: same for name, kind in types.items() if (same := as_before(kind, (known or {}).get(name)))}
+    kind = kind or families.FAMILIES[families.known(recipe.model.family)].kind
     return arrows, types, [resolve(arrow, types, kind) for arrow in arrows]
+
+
+def as_before(kind: ColumnType, known: ColumnType | None) -> ColumnType | None:
+    """The labels that a source knew, where they are all that the rows hold: their ids stay."""
+    if isinstance(kind, Label) and isinstance(known, Label) and set(kind.values) <= set(known.values):
+        return known
+    return None
 
 
 def prepare(
@@ -72,31 +94,51 @@ def prepare(
 
     quick  only begin with codecs: every size is right, what a code looks like is not
     """
-    arrows, types, resolutions = understand(recipe, table)
+    source = open_source(recipe.model.source) if recipe.model.source else None
+    arrows, types, resolutions = understand(
+        recipe, table, source.kind if source else "", source.columns if source else None
+    )
     split = assign(table, recipe.split, recipe.seed)
     if together := kept_together(table, recipe.split):
         say(f"split: {together}")
     rows = np.flatnonzero(split == "train")
     if not len(rows):
         raise DataError(f"{table.name} has no training rows: the column `split` gives them all away.")
-    text = text_codec(recipe, table, rows, types)
-    if text is not None:
+    text = source.text if source else None
+    if text is None and (text := text_codec(recipe, table, rows, types)) is not None:
         say(f"text: {text.size} byte pairs from the training rows")
-    codecs, told = media_codecs(recipe, table, rows, arrows, types, say, quick)
-    vocabulary = Vocabulary(
-        list(types),
+    codecs, told = media_codecs(recipe, table, rows, arrows, types, say, quick, source.codecs if source else {})
+    layer = Layer(
+        tuple(types),
         text=text.size if text else 0,
         labels={name: len(t.values) for name, t in types.items() if isinstance(t, Label)},
         codes={kind: codec.size for kind, codec in codecs.items()},
     )
+    vocabulary = source.vocabulary.grown(layer) if source else Vocabulary.of(layer)
     renderer = Renderer(recipe, types, arrows, vocabulary, text, codecs)
-    config = model_config(recipe, types, arrows, resolutions, vocabulary)
+    media = wanted_media(recipe, types, arrows)
+    config = (
+        model_config(recipe, types, arrows, resolutions, vocabulary, media) if source is None
+        else from_source(source, recipe, types, arrows, resolutions, vocabulary, media)
+    )  # fmt: skip
+    base, start = begun(source, config, recipe, folder)
     if folder is not None:
         renderer.save(folder)
         show_codecs(folder / "codecs", codecs, told, samples(recipe, table, split, arrows, types, codecs))
-    return Prepared(
-        table, split, types, arrows, resolutions, renderer, config, {kind: t["steps"] for kind, t in told.items()}
-    )
+    steps = {kind: t["steps"] for kind, t in told.items()}
+    return Prepared(table, split, types, arrows, resolutions, renderer, config, steps, base, start)
+
+
+def begun(
+    source: Source | None, config: ModelConfig, recipe: Recipe, folder: Path | None
+) -> tuple[dict[str, Tensor] | None, Start | None]:
+    """The source's weights in the grown model, and what is said of them; kept in the run where there is one."""
+    if source is None:
+        return None, None
+    base, new = grow(source.state, source.config, config, seed=recipe.seed, words=source.text is not None)
+    if folder is not None:
+        return base, source.keep(folder, base, new)
+    return base, Start(source.name, "", rows_of(source.config), new)
 
 
 def text_codec(recipe: Recipe, table: Table, rows: np.ndarray, types: dict[str, ColumnType]) -> TextCodec | None:
@@ -123,12 +165,14 @@ def produced(arrows: Sequence[Arrow], types: dict[str, ColumnType]) -> dict[str,
 
 def media_codecs(
     recipe: Recipe, table: Table, rows: np.ndarray, arrows: Sequence[Arrow], types: dict[str, ColumnType], say: Say,
-    quick: bool,
+    quick: bool, known: Mapping[str, Any],
 ) -> tuple[dict[str, Any], dict[str, Any]]:  # fmt: skip
-    """A trained codec for each kind of media that is produced, and what is to be told of it."""
-    codecs: dict[str, Any] = {}
+    """A trained codec for each kind of media that is produced, and what is to be told of it. Known ones stay."""
+    codecs: dict[str, Any] = dict(known)
     told: dict[str, Any] = {}
     for kind, columns in produced(arrows, types).items():
+        if kind in known:
+            continue
         rows_of = producing(table, rows, arrows, columns)
         items = [item for item, _ in distinct(recipe, table, rows_of, kind, FEW if quick else ITEMS)]
         maker: Any = ImageCodec if kind == "image" else AudioCodec
@@ -197,27 +241,77 @@ def distinct(
         raise last
 
 
+def wanted_media(recipe: Recipe, types: dict[str, ColumnType], arrows: Sequence[Arrow]) -> dict[str, int]:
+    """Kinds of media that the model is shown -> features of one token."""
+    inputs = {types[c.name].name for arrow in arrows for c in arrow.inputs}
+    inputs |= {types[c.name].name for arrow in arrows if arrow.kind == "align" for c in arrow.outputs}
+    features = {"image": 3 * recipe.image.patch**2, "audio": recipe.audio.stack * recipe.audio.mels}
+    return {kind: n for kind, n in features.items() if kind in inputs}
+
+
+def label_heads(types: dict[str, ColumnType], arrows: Sequence[Arrow], resolutions: Sequence[Resolution]):
+    """Name of each classification head -> its number of labels."""
+    return {
+        r.head: len(types[arrow.output].values)  # type: ignore[union-attr]
+        for arrow, r in zip(arrows, resolutions, strict=True)
+        if r.objective == "classify"
+    }
+
+
+def from_source(
+    source: Source, recipe: Recipe, types: dict[str, ColumnType], arrows: Sequence[Arrow],
+    resolutions: Sequence[Resolution], vocabulary: Vocabulary, media: dict[str, int],
+) -> ModelConfig:  # fmt: skip
+    """The source's config with the rows, stems and heads that this run needs. Raises RecipeError where it cannot be."""
+    model, config = recipe.model, source.config
+    if model.dim or model.depth or model.heads or model.options:
+        raise RecipeError(
+            "The model's size comes from its source: leave out model.dim, model.depth, model.heads and model.options."
+        )
+    if 0 < (reach := longest(config)) < recipe.train.length:
+        raise RecipeError(
+            f"train.length is {recipe.train.length}, and the positions of {source.name} end at {reach}. Lower it."
+        )
+    known = known_stems(config)
+    for kind, features in media.items():
+        if kind in known and known[kind].features != features:
+            raise RecipeError(
+                f"{source.name} takes {kind} tokens of {known[kind].features} features, and the recipe makes "
+                f"{features}. {fitting(kind, known[kind].features)}"
+            )
+    width = outlet_width(config)
+    stems = {kind: MlpStem(features, 2 * width) for kind, features in media.items() if kind not in known}
+    heads: dict[str, Any] = {}
+    if any(r.head == "language" for r in resolutions):
+        before = config.heads.get("language", Language(vocabulary.size))
+        heads["language"] = replace(before, vocab=vocabulary.size)
+    for name, classes in label_heads(types, arrows, resolutions).items():
+        before = config.heads.get(name)
+        heads[name] = before if isinstance(before, Classify) and before.classes == classes else Classify(classes)
+    return grow_config(config, vocabulary.size, stems, heads)
+
+
+def fitting(kind: str, features: int) -> str:
+    """What to say in a recipe so that a token has so many features."""
+    if kind == "image":
+        return f"Set image.patch={round((features / 3) ** 0.5)}."
+    return f"Set audio.mels and audio.stack so that their product is {features}."
+
+
 def model_config(
     recipe: Recipe,
     types: dict[str, ColumnType],
     arrows: Sequence[Arrow],
     resolutions: Sequence[Resolution],
     vocabulary: Vocabulary,
+    media: dict[str, int],
 ) -> ModelConfig:
     """The family's config for this vocabulary, these inputs, these heads."""
-    inputs = {types[c.name].name for arrow in arrows for c in arrow.inputs}
-    inputs |= {types[c.name].name for arrow in arrows if arrow.kind == "align" for c in arrow.outputs}
-    features = {"image": 3 * recipe.image.patch**2, "audio": recipe.audio.stack * recipe.audio.mels}
-    labels = {
-        r.head: len(types[arrow.output].values)  # type: ignore[union-attr]
-        for arrow, r in zip(arrows, resolutions, strict=True)
-        if r.objective == "classify"
-    }
     model = recipe.model
     return families.make(
         model.family, vocab=vocabulary.size, length=recipe.train.length,
         dim=model.dim, depth=model.depth, heads=model.heads,
-        stems={kind: n for kind, n in features.items() if kind in inputs}, labels=labels,
+        stems=media, labels=label_heads(types, arrows, resolutions),
         language=any(r.head == "language" for r in resolutions), options=dict(model.options),
     )  # fmt: skip
 
@@ -259,8 +353,10 @@ def show_codecs(folder: Path, codecs: dict[str, Any], told: dict[str, Any], item
 def resolved(recipe: Recipe, prepared: Prepared) -> Recipe:
     """The recipe with what preparation decided written in: types, size of the vocabulary, steps of the codecs."""
     text, steps = prepared.renderer.text, prepared.codec_steps
+    family = prepared.config.family if recipe.model.source else recipe.model.family
     return replace(
         recipe,
+        model=replace(recipe.model, family=family),
         image=replace(recipe.image, codec_steps=steps.get("image", recipe.image.codec_steps)),
         audio=replace(recipe.audio, codec_steps=steps.get("audio", recipe.audio.codec_steps)),
         types={name: kind.name for name, kind in prepared.types.items()},

@@ -23,13 +23,15 @@ import numpy as np
 import torch
 
 import weft
+from weft.adapt.start import load_start, make
 from weft.arrows.resolve import describe
 from weft.core.config import to_tree
+from weft.data.assemble import Skips
 from weft.data.batch import Batch
 from weft.data.loader import Loader
 from weft.data.sources import Table, content, open_table
 from weft.errors import RecipeError, RunError, WeftError
-from weft.model import build
+from weft.model import kind as kind_of
 from weft.recipe import Recipe, load, override
 from weft.run import CONFIG, METRICS, RECIPE, SKIPPED, Run, read_lines, replace_text
 from weft.train.card import card
@@ -155,9 +157,9 @@ def go(run: Run, began: float) -> None:
         speak(f"{run.path} is done: all {session.recipe.steps:,} steps are trained.")
         return
     progress = Progress(session.recipe.steps, session.state.step)
-    watchers: list[Watcher] = [Log(progress), *held_out(session, prepared, progress.say), Save()]
     before, started = session.state.seconds, time.perf_counter()
     try:
+        watchers: list[Watcher] = [Log(progress), *held_out(session, prepared, progress.say), Save()]
         with Interrupt() as stop, progress.shown():
             loop(session, watchers, stop)
             save(session)
@@ -235,8 +237,11 @@ def reopen(run: Run) -> tuple[Session, Prepared]:
             f"{run.table.name} is not what {run.path} was trained on: its content has changed. "
             "Restore it, or train anew."
         )
-    arrows, types, resolutions = understand(run.recipe, run.table)
-    prepared = Prepared(run.table, run.split, types, arrows, resolutions, run.renderer, run.config)
+    arrows, types, resolutions = understand(run.recipe, run.table, kind_of(run.config.topology), run.renderer.columns)
+    base, start = load_start(run.path)
+    prepared = Prepared(
+        run.table, run.split, types, arrows, resolutions, run.renderer, run.config, base=base, start=start
+    )
     session = assemble(run, prepared, pick_device())
     if run.recipe.train.options.compile == "on":
         compile_stacks(session.model)
@@ -261,16 +266,16 @@ def code_ahead(prepared: Prepared) -> None:
 
 def assemble(run: Run, prepared: Prepared, device: torch.device) -> Session:
     """Model, optimiser and loader at step 0."""
-    model = build(prepared.config, run.recipe.seed).to(device)
+    model = make(prepared.config, run.recipe, prepared.base, prepared.start).to(device)
     names = [str(arrow) for arrow in prepared.arrows]
     return Session(run, model, Optimizer(model, run.recipe.train), loader_of(prepared, run.recipe), device, names)
 
 
-def loader_of(prepared: Prepared, recipe: Recipe, table: Table | None = None) -> Loader:
-    """The loader of the run's rows, or of another table with the same rows."""
+def loader_of(prepared: Prepared, recipe: Recipe, table: Table | None = None, skips: Skips | None = None) -> Loader:
+    """The loader of the run's rows, or of another table with the same rows. skips: where it lists rows left out."""
     return Loader(
         table or prepared.table, prepared.renderer, arrows=prepared.arrows, resolutions=prepared.resolutions,
-        recipe=recipe, split=prepared.split,
+        recipe=recipe, split=prepared.split, skips=skips,
     )  # fmt: skip
 
 
@@ -308,7 +313,9 @@ def look_at(session: Session, prepared: Prepared, table: Table) -> list[Batch]:
     recipe = session.run.recipe
     train = recipe.train
     height = max(1, train.tokens // train.length)
-    loader = loader_of(prepared, replace(recipe, train=replace(train, micro=math.ceil(height / PIECES))), table)
+    small = replace(recipe, train=replace(train, micro=math.ceil(height / PIECES)))
+    skips = session.loader.skips if table is prepared.table else None  # exchanged cells are not those of the row
+    loader = loader_of(prepared, small, table, skips)
     steps = loader.evaluation("validation", SAMPLES)
     return [batch for batches in islice(steps, HELD) for batch in batches]
 

@@ -1,0 +1,147 @@
+"""What training can start from: a run of weft's, an imported one, or weights of another layout.
+
+    runs/mine        a vocabulary, codecs and column types of its own: all stay, and grow
+    runs/imported    text ids of its own tokenizer, a chat template
+    anything else    is read as `weft import` reads it
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from weft.adapt import lora
+from weft.adapt.start import BASE, START, Start, digest, join_rows, rows
+from weft.arrows.vocabulary import Vocabulary
+from weft.convert.hf import Imported
+from weft.convert.load import read
+from weft.convert.transfer import COMPANIONS, SOURCE, TOKENIZER, told
+from weft.core.config import ModelConfig
+from weft.errors import RecipeError
+from weft.modalities.text import TextCodec
+from weft.model import kind
+from weft.run import RECIPE, WEIGHTS, Run
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """Weights to start from, and what belongs to them.
+
+    name        as it was given
+    config      of the model
+    text        its tokenizer; None: it reads no text, or none came with it
+    vocabulary  all of its ids: of a run as its renderer has them, else the ids of its text
+    columns     column -> type, as a run of weft's knew them
+    codecs      of a run of weft's
+    template    Jinja text of its chat template, or ""
+    told, files what an export needs to write it back
+    """
+
+    name: str
+    config: ModelConfig
+    weights: Callable[[], dict[str, Tensor]]
+    text: TextCodec | None
+    vocabulary: Vocabulary
+    columns: dict[str, Any] = field(default_factory=dict)
+    codecs: dict[str, Any] = field(default_factory=dict)
+    template: str = ""
+    told: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, Path] = field(default_factory=dict)
+
+    @property
+    def kind(self) -> str:
+        """decoder | encoder | encoder-decoder | dual."""
+        return kind(self.config.topology)
+
+    @cached_property
+    def state(self) -> dict[str, Tensor]:
+        """Its weights by weft's names."""
+        return self.weights()
+
+    def keep(self, folder: Path, state: dict[str, Tensor], new: tuple[str, ...]) -> Start:
+        """Write into a run what it starts from: the weights at its first step, and what an export needs."""
+        start = Start(self.name, digest(self.state), rows(self.config), new)
+        save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / BASE)
+        (folder / START).write_text(json.dumps(asdict(start), indent=1) + "\n", encoding="utf-8")
+        if self.told:
+            (folder / SOURCE).write_text(json.dumps(self.told, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        for name, path in self.files.items():
+            target = folder / COMPANIONS / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
+        return start
+
+
+def open_source(name: str) -> Source:
+    """What `name` means: a run, a model directory, a weight file, or a pretrained name.
+
+    Raises RunError or ConvertError: what is wrong with it.
+    """
+    path = Path(name)
+    return of_run(name, Run.open(path)) if (path / RECIPE).is_file() else of_import(name, read(name))
+
+
+def of_run(name: str, run: Run) -> Source:
+    """A run of weft's, trained or imported. An adapter in it is merged."""
+    said = told(run)
+    text = TextCodec.load(run.path / TOKENIZER) if (run.path / TOKENIZER).is_file() else None
+    beside = run.path / COMPANIONS
+    files = {str(p.relative_to(beside)): p for p in sorted(beside.rglob("*")) if p.is_file()} if beside.is_dir() else {}
+    template = str(said.get("chat_template") or "")
+    if not (run.path / "renderer.json").is_file():
+        if not (run.path / WEIGHTS).is_file():
+            raise RecipeError(f"{name} was never trained to its first save: there is nothing in it to start from.")
+        vocabulary = of_text(run.config, said.get("special", {}))
+        weights = lambda: load_file(run.path / WEIGHTS)
+        return Source(name, run.config, weights, text, vocabulary, {}, {}, template, said, files)
+    renderer = run.renderer
+    return Source(
+        name, run.config, lambda: merged(run), renderer.text, renderer.vocabulary, dict(renderer.columns),
+        dict(renderer.codecs), template, said, files,
+    )  # fmt: skip
+
+
+def of_import(name: str, imported: Imported) -> Source:
+    """Weights of another layout, as they were read."""
+    said = {
+        "source": name,
+        "architecture": imported.raw.get("architectures", [""])[0],
+        "config": imported.raw,
+        "chat_template": imported.chat_template,
+        "special": imported.special,
+        "preprocessing": imported.preprocessing,
+    }
+    text = None if imported.tokenizer is None else TextCodec(imported.tokenizer)
+    if text is None and TOKENIZER in imported.files:
+        text = TextCodec.load(imported.files[TOKENIZER])
+    vocabulary = of_text(imported.config, imported.special)
+    template, files = imported.chat_template, dict(imported.files)
+    return Source(name, imported.config, lambda: dict(imported.state), text, vocabulary, {}, {}, template, said, files)
+
+
+def of_text(config: ModelConfig, special: dict[str, list[int]]) -> Vocabulary:
+    """The vocabulary of pretrained weights: as many ids as its table has rows."""
+    ends = special.get("eos") or [None]
+    return Vocabulary.pretrained(rows(config), ends[0])
+
+
+def merged(run: Run) -> dict[str, Tensor]:
+    """The weights of a run under plain names: adapters and new rows put where they belong."""
+    model = run.model()
+    plain(model)
+    return {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+
+def plain(model: Any, name: str = lora.DEFAULT) -> None:
+    """Merge an adapter into the model, if it has any, and the new rows into their tables."""
+    if lora.adapters(model):
+        lora.merge(model, name)
+    join_rows(model)
