@@ -48,7 +48,8 @@ def close(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 
 def llava() -> Model:
-    encoder = c.ItemEncoder(c.LinearStem(FEATURES), stack(c.Full(), 8), hidden=24)
+    eyes = c.TowerConfig(c.TextInput(0, stems={"image": c.LinearStem(FEATURES)}, opening=()), stack(c.Full(), 8))
+    encoder = c.ItemEncoder(eyes, c.MlpBridge(24))
     tower = c.TowerConfig(c.TextInput(VOCAB), stack())
     return loud(c.EarlyFusionConfig(tower, {"image": encoder}))
 

@@ -13,7 +13,7 @@ A choice with its own numbers is its own type, so an illegal combination cannot 
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from weft.core.others import RecurrentConfig
@@ -328,12 +328,50 @@ class EncoderDecoderConfig:
 
 
 @dataclass(frozen=True)
-class ItemEncoder:
-    """Continuous items through a stem and a stack of their own, each item by itself, then an MLP to the main width."""
+class MlpBridge:
+    """D' -> hidden -> D, the main width, for each token by itself (LLaVA 1.5)."""
 
-    stem: Stem
-    stack: StackConfig
     hidden: int
+    activation: str = "gelu"
+    bias: bool = True
+
+
+@dataclass(frozen=True)
+class ShuffleBridge:
+    """factor x factor neighbouring patches side by side, and one matrix: fewer tokens than patches (SmolVLM).
+
+    A token of the main stream then brings a square of factor * p pixels, which is cut into patches of p here.
+    """
+
+    factor: int
+    bias: bool = False
+
+
+Bridge = MlpBridge | ShuffleBridge
+
+
+@dataclass(frozen=True)
+class ItemEncoder:
+    """Continuous items through a tower of their own, each item by itself, then a bridge to the main width.
+
+    tower   its input has one stem, and opens each item as `TextInput.opening` says; what comes of that is not passed on
+    layer   -1: all blocks and the last norm. -2: all but the last block, and no norm (LLaVA); and so on
+    normed  False: layer -1 is taken without the last norm
+    token   id that stands at its places where others write a stream as ids alone; -1: none
+    """
+
+    tower: TowerConfig
+    bridge: Bridge
+    layer: int = -1
+    normed: bool = True
+    token: int = -1
+
+    @property
+    def stem(self) -> Stem:
+        """The stem as seen from the main stream: a shuffled token brings all patches of its square."""
+        (stem,) = self.tower.input.stems.values()
+        squares = self.bridge.factor**2 if isinstance(self.bridge, ShuffleBridge) else 1
+        return replace(stem, features=stem.features * squares)
 
 
 @dataclass(frozen=True)
@@ -491,7 +529,7 @@ TYPES: dict[str, type] = {
     for kind in (
         Learned, Grid, Sinusoidal, Interpolate, Stretch, Yarn, Rope, RelativeBias, Alibi, Full, Causal, Prefix, Window, LayerNorm, RMSNorm,
         PerModality, Attention, FeedForward, StackConfig, LinearStem, MlpStem, ConvStem, FrameStem, TextInput,
-        TowerConfig, EncoderDecoderConfig, ItemEncoder, EarlyFusionConfig, ConcatConfig, AtToken, AttentionPool, Project,
+        TowerConfig, EncoderDecoderConfig, MlpBridge, ShuffleBridge, ItemEncoder, EarlyFusionConfig, ConcatConfig, AtToken, AttentionPool, Project,
         DualEncoderConfig, Language, Classify, Tag, Span, Pooler, Init, ModelConfig,
     )
 }  # fmt: skip

@@ -87,13 +87,14 @@ class Stack(nn.Module):
             Embedding(position.buckets, config.attention.heads) if isinstance(position, c.RelativeBias) else None
         )
 
-    def forward(self, x: Tensor, view: View) -> Tensor:  # (B,T,D) -> (B,T,D)
+    def forward(self, x: Tensor, view: View, layers: int | None = None) -> Tensor:
+        """(B,T,D) -> (B,T,D). layers: only the first so many blocks, and no last norm."""
         if self.bias is not None:
             bias = self.bias(view.buckets).permute(0, 3, 1, 2).to(x.dtype)  # (1|B,T,S) -> (1|B,H,T,S)
             view = replace(view, mask=bias if view.mask is None else bias + view.mask)
-        for block in self.blocks:
+        for block in self.blocks[:layers]:
             x = block(x, view)
-        return x if self.norm is None else self.norm(x, view)
+        return x if self.norm is None or layers is not None else self.norm(x, view)
 
 
 def block_norm(config: c.StackConfig) -> nn.Module:

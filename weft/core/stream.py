@@ -3,6 +3,7 @@
 Shape letters:  B rows  T ids  N tokens of an item  F features of one  C channels  p patch side
 
     with ids       [▒▒▒▒ image ▒▒▒▒][▒▒ sound ▒▒] ids             the ids' places are answered
+    placeholders   ids [▒▒▒▒ image ▒▒▒▒] ids                      where the ids themselves say, all places are (LLaVA)
     without ids    [opening][▒▒▒▒ image ▒▒▒▒][▒▒ sound ▒▒]        all places are; the opening is the input's own: a
                                                                   class token, a column's marker, or nothing
 """
@@ -51,16 +52,46 @@ def stream(
     """
     stems = known_stems(body)
     items: list[Item] = []
+    if pixels is not None and pixels.dim() == 5:  # (B,pictures,C,H,W): those that are all zero fill up a row
+        pixels = pixels.flatten(0, 1)
+        pixels = pixels[pixels.flatten(1).any(1)]
     for kind, values in (("image", pixels), ("audio", sounds)):
         if values is not None:
             if kind not in stems:
                 raise WeftError(f"The model has no stem for {kind!r}.{nearest(kind, stems)}")
             items.append(image(values, stems[kind].features) if kind == "image" else sound(values, stems[kind]))
+    held = placeholders(body)
+    if ids is not None and items and all(item.kind in held and (ids == held[item.kind]).any() for item in items):
+        return within(ids, mask, items, held), 0
     if items:
         return place(ids, mask, items, marks=marks, opening=opening(body, items[0].kind))
     if ids is None:
         raise WeftError("Nothing came in: give input_ids, pixel_values or input_features.")
     return Tokens(ids, document=None if mask is None else mask.int(), globals=marks), 0
+
+
+def placeholders(body: nn.Module) -> dict[str, int]:
+    """Kind -> the id that stands at its places."""
+    if not isinstance(body, EarlyFusion):
+        return {}
+    return {kind: encoder.token for kind, encoder in body.config.encoders.items() if encoder.token >= 0}
+
+
+def within(ids: Tensor, mask: Tensor | None, items: list[Item], held: dict[str, int]) -> Tokens:
+    """Items in the places that the ids keep for them, in order. Raises WeftError where the counts differ."""
+    span, media = torch.zeros_like(ids, dtype=torch.int32), []
+    for item in items:
+        token, values = held[item.kind], item.values.flatten(0, 1)  # (pictures,N,F) -> (pictures*N,F)
+        at = (ids.flatten() == token).nonzero()[:, 0]
+        if len(at) != len(values):
+            raise WeftError(
+                f"The ids keep {len(at)} places for {item.kind} (id {token}), and {len(item.values)} of them bring "
+                f"{len(values)} tokens. Repeat the id {item.values.shape[1]} times for each."
+            )
+        number = torch.arange(len(at), device=ids.device) // item.values.shape[1] + 1 + int(span.max())
+        span.view(-1)[at] = number.to(span.dtype)
+        media.append(Media(item.kind, values, at, item.grid))
+    return Tokens(ids, None if mask is None else mask.int(), span=span, media=tuple(media))
 
 
 def opening(body: nn.Module, kind: str) -> tuple[int, ...]:

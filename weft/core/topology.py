@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from weft.core import config as c
 from weft.core.attention import head_width
+from weft.core.bridge import cut, make_bridge
 from weft.core.cache import Cache, Cross, join
-from weft.core.embed import Input, compute_dtype, make_stem, put
-from weft.core.layers import Linear
+from weft.core.embed import Input, items, put
 from weft.core.mask import View, across, look
 from weft.core.pool import make_pool, make_project
 from weft.core.record import Recorder
@@ -148,31 +148,63 @@ class Encoder(nn.Module):
 
     def __init__(self, config: c.ItemEncoder, dim: int) -> None:
         super().__init__()
-        self.config, inner = config, config.stack.dim
-        self.stem, self.stack = make_stem(config.stem, inner), Stack(config.stack)
-        self.project = nn.Sequential(Linear(inner, config.hidden), nn.GELU(), Linear(config.hidden, dim))
+        self.config, self.tower = config, Tower(config.tower)
+        self.bridge = make_bridge(config.bridge, config.tower.stack.dim, dim)
 
-    def forward(self, media: Media, tokens: Tokens, record: Recorder | None = None) -> Tensor:  # (N,F) -> (N,D)
-        rows, length = tokens.ids.shape
-        if tokens.span is None:
-            raise WeftError("Media need `span` numbers, so that each item is encoded by itself.")
-        row = media.at // length
-        place = torch.arange(len(row), device=row.device) - torch.searchsorted(row, row)  # within its row
-        size = int(place.max()) + 1 if len(place) else 0
+    def forward(self, media: Media, tokens: Tokens, record: Recorder | None = None) -> Tensor:  # (M,F) -> (M,D)
+        inner = alone(media, tokens, self.config.tower.input.opening, self.bridge.factor)
+        layout = Layout.of(inner)
+        x = self.tower.input(inner, layout)
+        view = sight(self.config.tower.stack, x, layout, record=record)
+        plain = self.config.layer == -1 and self.config.normed
+        layers = None if plain else self.config.tower.stack.depth + 1 + self.config.layer
+        hidden = self.tower.stack(x, view) if plain else self.tower.stack(x, view, layers)
+        return self.bridge(hidden.flatten(0, 1)[inner.media[0].at])  # (n,T,D') -> (N,D') -> (M,D)
 
-        def spread(values: Tensor) -> Tensor:  # (N,...) -> (B,size,...), 0 elsewhere
-            return (
-                values.new_zeros(rows * size, *values.shape[1:])
-                .index_copy(0, row * size + place, values)
-                .unflatten(0, (rows, size))
-            )
 
-        embedded = spread(self.stem(media.values.to(compute_dtype(next(self.parameters())))))  # (B,size,D')
-        positions = None if tokens.positions is None else spread(tokens.positions.flatten(0, 1)[media.at])
-        span = spread(tokens.span.flatten()[media.at])
-        stream = Tokens(torch.zeros_like(span, dtype=torch.long), document=span, positions=positions)
-        view = sight(self.config.stack, embedded, Layout.of(stream), record=record)
-        return self.project(self.stack(embedded, view).flatten(0, 1)[row * size + place])
+def alone(media: Media, tokens: Tokens, opening: tuple[int, ...], factor: int) -> Tokens:
+    """Items of a stream as rows of their own, n of them: the opening ids, then patches row by row."""
+    item, count = items(media, tokens)
+    device, head = item.device, len(opening)
+    start = torch.searchsorted(item, torch.arange(count, device=device))
+    place = torch.arange(len(item), device=device) - start[item]  # (M,) within its item
+    where = coordinates(media, tokens, item, count, place)  # (M,2) row, column
+    grid = media.grid
+    if factor > 1:
+        step = torch.cartesian_prod(*[torch.arange(factor, device=device)] * 2)  # (r*r,2)
+        where = (where[:, None] * factor + step).flatten(0, 1)  # (N,2)
+        item = item.repeat_interleave(factor**2)
+        columns = torch.zeros(count, dtype=where.dtype, device=device).scatter_reduce(0, item, where[:, 1], "amax") + 1
+        place = where[:, 0] * columns[item] + where[:, 1]
+        grid = None if grid is None else (grid[0] * factor, grid[1] * factor)
+    lengths = torch.bincount(item, minlength=count) + head
+    length = int(lengths.max()) if count else head
+    at = item * length + head + place
+    ids = torch.zeros(count, length, dtype=torch.long, device=device)
+    ids[:, :head] = torch.tensor(opening, dtype=torch.long, device=device)
+    span = torch.zeros(count * length, dtype=torch.int32, device=device)
+    span[at] = 1
+    positions = torch.arange(length, device=device).float()[None, :, None].repeat(count, 1, 3).flatten(0, 1)
+    positions[at] = torch.cat((torch.zeros_like(where[:, :1]), where), 1).float() + head
+    real = torch.arange(length, device=device) < lengths[:, None]
+    return Tokens(
+        ids,
+        document=None if grid is not None else real.int(),
+        span=span.unflatten(0, (count, length)),
+        positions=positions.unflatten(0, (count, length)),
+        media=(Media(media.kind, cut(media.values, factor), at, grid),),
+    )
+
+
+def coordinates(media: Media, tokens: Tokens, item: Tensor, count: int, place: Tensor) -> Tensor:
+    """(M,2) int64 row and column of each media token in its own item; a single row where nothing tells them."""
+    if media.grid is not None:
+        return torch.stack((place // media.grid[1], place % media.grid[1]), -1)
+    if tokens.positions is None or tokens.positions.dim() != 3:
+        return torch.stack((torch.zeros_like(place), place), -1)
+    where = tokens.positions.flatten(0, 1)[media.at, -2:].round().long()
+    low = torch.full((count, 2), 1 << 40, device=where.device)
+    return where - low.scatter_reduce(0, item[:, None].expand(-1, 2), where, "amin")[item]
 
 
 class EarlyFusion(nn.Module):
