@@ -23,7 +23,7 @@ from torch import Tensor
 
 from weft.convert.header import Entry, header
 from weft.convert.layout import Layout, Raw
-from weft.convert.layouts import find, layout_of
+from weft.convert.layouts import find, layouts_of
 from weft.convert.weights import assign, own, to_ours, to_theirs
 from weft.core import config as c
 from weft.errors import ConvertError
@@ -31,6 +31,7 @@ from weft.model import Model, build
 
 WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
 SHARD = 5 * 10**9  # bytes of one file, unless told otherwise
+FIXED = 1e-3  # how far a computed table may be from a stored one, which may have been rounded to float16
 LARGEST = 10**7  # bytes of a config.json
 
 # What travels beside the weights, if it is there.
@@ -96,7 +97,8 @@ def load_hf(folder: str | Path, dtype: torch.dtype | None = torch.float32) -> Im
     theirs = {name: cast(tensor, dtype) for path in entries for name, tensor in load_file(path).items()}
     model = build(config, device="meta")
     try:
-        state = to_ours(layout.rules(config), prefixed(theirs, layout), model, layout.ignore)
+        theirs = without_fixed(prefixed(theirs, layout), layout, raw)
+        state = to_ours(layout.rules(config), theirs, model, layout.ignore)
     except ConvertError as error:
         raise ConvertError(f"{folder}: {error}") from error
     files = {name: folder / name for name in COMPANIONS if (folder / name).is_file()}
@@ -205,6 +207,17 @@ def prefixed(theirs: dict[str, Tensor], layout: Layout) -> dict[str, Tensor]:
     return {layout.prefix + name: tensor for name, tensor in theirs.items()}
 
 
+def without_fixed(theirs: dict[str, Tensor], layout: Layout, raw: Raw) -> dict[str, Tensor]:
+    """What is left without the tensors that weft computes. Raises ConvertError for one that holds other numbers."""
+    if layout.fixed is None:
+        return theirs
+    for name, tensor in layout.fixed(raw).items():
+        given = theirs.get(name)
+        if given is not None and (given.shape != tensor.shape or (given.float() - tensor).abs().max() > FIXED):
+            raise ConvertError(f"{name} {tuple(given.shape)} holds other numbers than those that follow from the config.")
+    return {name: tensor for name, tensor in theirs.items() if name not in layout.fixed(raw)}
+
+
 def save_hf(
     model: Model,
     folder: str | Path,
@@ -221,9 +234,10 @@ def save_hf(
     Raises ConvertError if the layout cannot say all that the config says, and for a directory that is not empty.
     """
     folder, raw = Path(folder), dict(raw or {})
-    layout = find(raw) if raw else layout_of(model.config)
-    tree = written(layout, model.config, raw)
+    layout, tree = sayable([find(raw)] if raw else layouts_of(model.config), model.config, raw)
     tensors = to_theirs(layout.rules(model.config), model)
+    if layout.fixed is not None:
+        tensors |= layout.fixed(tree)
     if layout.prefix and tree["architectures"][0] in layout.bare:
         tensors = {name.removeprefix(layout.prefix): tensor for name, tensor in tensors.items()}
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -241,6 +255,17 @@ def save_hf(
     return folder
 
 
+def sayable(layouts: list[Layout], config: c.ModelConfig, raw: Raw) -> tuple[Layout, dict[str, Any]]:
+    """The first layout that can say all of a config, and its config.json. Raises the first one's ConvertError."""
+    errors = []
+    for layout in layouts:
+        try:
+            return layout, written(layout, config, raw)
+        except ConvertError as error:
+            errors.append(error)
+    raise errors[0]
+
+
 def written(layout: Layout, config: c.ModelConfig, raw: Raw) -> dict[str, Any]:
     """config.json of a config, proven by reading it again. Raises ConvertError where something would be lost."""
     tree = layout.write(config, raw)
@@ -250,11 +275,19 @@ def written(layout: Layout, config: c.ModelConfig, raw: Raw) -> dict[str, Any]:
     return tree
 
 
-def settled(tree: Any, path: str = "") -> Any:
-    """A tree without what a config.json need not carry: how weights start, dropout, the family's name."""
-    if isinstance(tree, dict):
-        return {k: settled(v) for k, v in tree.items() if k not in ("init", "dropout", "family")}
-    return [settled(v) for v in tree] if isinstance(tree, list) else tree
+def settled(tree: Any) -> Any:
+    """A tree without what a config.json need not carry (how weights start, dropout, the family), defaults filled in."""
+    if isinstance(tree, list):
+        return [settled(value) for value in tree]
+    if not isinstance(tree, dict):
+        return tree
+    out = {key: settled(value) for key, value in tree.items() if key not in ("init", "dropout", "family")}
+    for part in (out.get("attention"), out.get("cross")):
+        if isinstance(part, dict) and "heads" in part and "dim" in out:
+            part["kv_heads"] = part["kv_heads"] or part["heads"]
+            part["head_dim"] = part["head_dim"] or out["dim"] // part["heads"]
+            part["out_bias"] = part["bias"] if part["out_bias"] is None else part["out_bias"]
+    return out
 
 
 def difference(ours: Any, theirs: Any, path: str = "") -> str:

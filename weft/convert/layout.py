@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from weft.core.config import ModelConfig
 from weft.errors import ConvertError
 from weft.families.names import Rule
@@ -24,6 +26,8 @@ class Layout:
     family         the family that is written like this
     prefix         what stands before the names of the body; files without it are read as well
     bare           architectures whose own files lack the prefix
+    fixed          tensors of theirs that follow from config.json alone and that weft computes (Whisper's sinusoids):
+                   checked when they are read, written again
     """
 
     architectures: tuple[str, ...]
@@ -34,6 +38,7 @@ class Layout:
     family: str = ""
     prefix: str = ""
     bare: tuple[str, ...] = ()
+    fixed: Callable[[Raw], dict[str, Tensor]] | None = None
 
 
 def architecture(raw: Raw) -> str:

@@ -45,7 +45,14 @@ HOW: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = 
     "patches": (lambda t: t.flatten(1) if t.dim() == 4 else t, square),  # a convolution with stride p
     "row": (lambda t: t.flatten(0, 1) if t.dim() == 3 else t, lambda t: t[None]),  # (1,N,D) <-> (N,D)
     "scalar": (lambda t: t.reshape(()), lambda t: t.reshape(1)),
+    "vector": (lambda t: t[None] if t.dim() == 1 else t, lambda t: t[0]),  # (D,) <-> (1,D)
 }
+
+
+def hows(rule: Rule, pieces: int) -> list[tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]]:
+    """The pair of functions for each of a rule's pieces: one for all, or one each, joined by a bar ("row|same")."""
+    names = rule.how.split("|")
+    return [HOW[name] for name in (names if len(names) == pieces else names * pieces)]
 
 
 def own(model: nn.Module) -> dict[str, Tensor]:
@@ -106,13 +113,13 @@ def to_ours(
 
 def stack(match: Match, theirs: Mapping[str, Tensor], target: Tensor, model: nn.Module) -> Tensor:
     """Their pieces as one tensor of ours; an empty name is filled with zeros of its piece's size."""
-    read = HOW[match.rule.how][0]
+    reads = [read for read, _ in hows(match.rule, len(match.theirs))]
     if len(match.theirs) == 1:
-        return read(theirs[match.theirs[0]])
+        return reads[0](theirs[match.theirs[0]])
     counts = sizes(model, match.ours, len(match.theirs), target)
     pieces = [
         read(theirs[name]) if name else target.new_zeros(count, *target.shape[1:], device="cpu")
-        for name, count in zip(match.theirs, counts, strict=True)
+        for name, count, read in zip(match.theirs, counts, reads, strict=True)
     ]
     if [piece.shape[0] for piece in pieces] != counts:
         raise ValueError("pieces of another size")
@@ -136,9 +143,9 @@ def to_theirs(rules: Iterable[Rule], model: nn.Module, state: Mapping[str, Tenso
     state = own(model) if state is None else state
     out, used = {}, set()
     for match in matches(rules, state):
-        write, tensor = HOW[match.rule.how][1], state[match.ours]
+        tensor, writes = state[match.ours], [write for _, write in hows(match.rule, len(match.theirs))]
         counts = sizes(model, match.ours, len(match.theirs), tensor)
-        for name, piece in zip(match.theirs, tensor.split(counts), strict=True):
+        for name, piece, write in zip(match.theirs, tensor.split(counts), writes, strict=True):
             if name:
                 out[name] = write(piece).contiguous()
         used.add(match.ours)
