@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from weft.convert.layout import Layout, Raw, architecture
-from weft.convert.layouts import gpt
+from weft.convert.layouts import gpt, llama
 from weft.core.config import ModelConfig
 from weft.errors import ConvertError, nearest
 
-LAYOUTS: tuple[Layout, ...] = (gpt.LAYOUT,)
+LAYOUTS: tuple[Layout, ...] = (gpt.LAYOUT, *llama.LAYOUTS)
 
 
 def find(raw: Raw) -> Layout:
@@ -19,11 +19,15 @@ def find(raw: Raw) -> Layout:
     return known[name]
 
 
-def layout_of(config: ModelConfig) -> Layout:
-    """The layout that a family's own models are written in. Raises ConvertError if it has none."""
-    families = {layout.family: layout for layout in reversed(LAYOUTS) if layout.family}
-    if config.family not in families:
+def layouts_of(config: ModelConfig) -> list[Layout]:
+    """The layouts that a family's own models are written in, the first that can say all of it is taken.
+
+    Raises ConvertError if it has none.
+    """
+    found = [layout for layout in LAYOUTS if layout.family == config.family]
+    if not found:
+        families = sorted({layout.family for layout in LAYOUTS})
         raise ConvertError(
-            f"No other library has models of the family {config.family!r}; it can be written for {', '.join(families)}."
+            f"No other library has models of the family {config.family!r}; {', '.join(families)} can be written."
         )
-    return families[config.family]
+    return found
