@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from weft.data import batch as batches
 from weft.data.loader import Loader
+from weft.data.plan import Planner
 from weft.data.sources import Table
 from weft.errors import DataError, RecipeError
 from weft.recipe import Recipe, TrainOptions, TrainRecipe
@@ -84,7 +86,7 @@ def test_a_step_is_a_function_of_its_number(load, arrow, objective):
     assert not same(walked[5], walked[6]), "steps differ"
     resumed.close()
     other = load(arrow, objectives=(objective,))
-    other._assembler.seed = other.recipe.seed + 1
+    other.assembler.seed = other.recipe.seed + 1
     other.recipe = replace(other.recipe, seed=1)
     assert not same(walked[6], other.step(6)), "another seed, other bits"
 
@@ -244,7 +246,7 @@ def test_windows_of_hidden_spans_are_planned_as_long_as_they_are(load):
     for epoch in range(60):
         docs, lengths = planner.documents(loader.lanes[0], planner.samples[0], epoch, np.random.default_rng(epoch))
         for doc, planned in zip(docs, lengths.tolist(), strict=True):
-            sides = loader._assembler.two([(0, 0)], doc, None, "seq2seq")
+            sides = loader.assembler.two([(0, 0)], doc, None, "seq2seq")
             real = [sum(len(part.piece) for part in side) for side in sides]
             assert all(r <= p for r, p in zip(real, planned, strict=True)), f"{real} tokens, planned as {planned}"
             ends.add(doc.stop - doc.start)
@@ -326,3 +328,31 @@ def test_little_is_padding(load):
     loader = load(ASK, "-> text", data=data, length=64, tokens=512)
     assert loader.padding < 0.04, f"{loader.padding:.1%} of the places are padding"
     assert loader.tokens_per_step == 512
+
+
+def test_a_late_step_is_found_without_planning_what_came_before(load, monkeypatch):
+    far = load(ASK, "-> text")
+    number = 4 * far.round(0).steps + 3
+    expected = far.step(number)
+    assert len(far.ends) == 5
+    planned: list[int] = []
+    plain = Planner.round
+    monkeypatch.setattr(Planner, "round", lambda self, n, epochs: planned.append(n) or plain(self, n, epochs))
+    told = load(ASK, "-> text")
+    told.ends = list(far.ends)
+    assert same(told.step(number), expected)
+    assert planned == [0, 4], "how many epochs a round has, and the round itself"
+    planned.clear()
+    assert same(load(ASK, "-> text").step(number), expected)
+    assert planned == [0, 0, 1, 2, 3, 4], "control: untold, it plans them all"
+
+
+def test_loaders_may_list_what_they_leave_out_together(load):
+    loader = load(ASK, data=table(60, broken=1), skip_share=0.1)
+    loader.split[:3] = "validation"
+    other = Loader(
+        loader.table, loader.renderer, arrows=loader.arrows, resolutions=[SimpleNamespace(objective="next", head="")],
+        recipe=loader.recipe, split=loader.split, skips=loader.skips,
+    )  # fmt: skip
+    list(other.evaluation())
+    assert {skip.row for skip in loader.skipped} == {0, 1, 2}

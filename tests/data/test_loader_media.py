@@ -146,8 +146,29 @@ def test_broken_files_are_named_and_bear_no_loss(folder, tmp_path):
 def test_a_small_memory_changes_nothing(folder):
     """With room for one picture everything is made anew each time, to the same bits."""
     roomy, tight = load(folder, *ARROWS[:3]), load(folder, *ARROWS[:3])
-    tight._assembler._budget = 10_000
+    tight.assembler._budget = 10_000
     for step in (0, 3, 1):
         for one, two in zip(roomy.step(step), tight.step(step), strict=True):
             assert torch.equal(one.tokens.ids, two.tokens.ids) and torch.equal(one.targets, two.targets)
             assert all(map(torch.equal, [m.values for m in one.tokens.media], [m.values for m in two.tokens.media]))
+
+
+def test_an_evaluation_does_not_make_training_forget(folder):
+    """With augmentation on: what was moved for this epoch, and what stands still, are kept side by side."""
+    loader = load(folder, ARROWS[0], "question -> answer", image=ImageRecipe(size=32, codes=16, augment=0.2))
+    loader.split[-6:] = "validation"
+    made: list[tuple] = []
+    plain = loader.assembler.render
+    loader.assembler.render = lambda *given: made.append(given) or plain(*given)
+    first = loader.step(0)
+    list(loader.evaluation())
+    assert len({turn for _, arrow, turn in made if arrow == 0}) == 2, "this epoch's, and the evaluation's"
+    made.clear()
+    again = loader.step(0)
+    list(loader.evaluation())
+    assert not made, "nothing is rendered twice"
+    assert torch.equal(first[0].tokens.media[0].values, again[0].tokens.media[0].values)
+    last = loader.round(0).steps - 1
+    loader.step(last)
+    assert made and all(turn is not None for row, arrow, turn in made if arrow == 0), "another epoch moves anew"
+    assert all(turn is None for _, arrow, turn in made if arrow == 1), "text does not move"

@@ -7,7 +7,7 @@ no loss; when they are more than the allowed share, DataError.
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -69,6 +69,20 @@ class Kept(NamedTuple):
     piece: Piece
 
 
+@dataclass
+class Store:
+    """What is kept between steps: of one seed of augmentation, or (turn None) of media as they are.
+
+    held  which media values are counted already: a picture is held once, however many pieces show it
+    """
+
+    turn: int | None = None
+    samples: dict[tuple[int, int, int], Kept] = field(default_factory=dict)
+    trunks: dict[tuple[Hashable, ...], Piece] = field(default_factory=dict)
+    held: set[int] = field(default_factory=set)
+    bytes: int = 0
+
+
 class Assembler:
     """Makes batches of one table's rows.
 
@@ -91,11 +105,9 @@ class Assembler:
         self.seed = recipe.seed
         self.weights = [float(arrow.weight) for arrow in arrows]
         moving = {"image": recipe.image.augment > 0, "audio": recipe.audio.augment > 0}
-        self._moving = any(moving.get(renderer.columns[c.name].name) for arrow in arrows for c in arrow.inputs)
-        self._kept: dict[tuple[int, int, int], Kept] = {}
-        self._trunks: dict[tuple[Hashable, ...], Piece] = {}
-        self._bytes, self._budget, self._turn = 0, budget, None
-        self._held: set[int] = set()
+        self._moving = [any(moving.get(renderer.columns[c.name].name) for c in arrow.inputs) for arrow in arrows]
+        self._budget = budget
+        self._still, self._moved = Store(), Store()
 
     # ------------------------------------------------------------------------------------------------ samples
 
@@ -117,10 +129,11 @@ class Assembler:
 
     def keep(self, row: int, arrow: int, trunk: int, turn: int | None) -> Kept | None:
         """The sample without its `trunk` leading spans, made flat; they are kept too."""
-        known = self._kept.get((row, arrow, trunk))
+        store = self._store(arrow, turn)
+        known = store.samples.get((row, arrow, trunk))
         if known is not None:
             return known
-        sample = self.render(row, arrow, turn)
+        sample = self.render(row, arrow, store.turn)
         if sample is None:
             return None
         known = Kept(pack.leading(sample)[:trunk], pack.flatten(sample.spans[trunk:])[0])
@@ -128,37 +141,33 @@ class Assembler:
             raise WeftError(
                 f"'{self.arrows[arrow]}', row {row}: its beginning was to be shared but the renderer keyed none."
             )
-        self._remember(self._kept, (row, arrow, trunk), known, known.piece)
-        if trunk and known.keys not in self._trunks:
+        self._remember(store, store.samples, (row, arrow, trunk), known, known.piece)
+        if trunk and known.keys not in store.trunks:
             piece = pack.flatten(sample.spans[:trunk])[0]
-            self._remember(self._trunks, known.keys, piece, piece)
+            self._remember(store, store.trunks, known.keys, piece, piece)
         return known
 
-    def _remember(self, where: dict, key: Hashable, value: Any, piece: Piece) -> None:
-        size = piece.nbytes
-        for item in piece.items:  # a picture is held once, however many pieces show it
-            if id(item.values) not in self._held:
-                self._held.add(id(item.values))
-                size += item.values.nbytes
-        if self._bytes + size > self._budget:  # start anew: what is in use comes back by itself
-            self._forget()
+    def _store(self, arrow: int, turn: int | None) -> Store:
+        """Where an arrow's samples are kept. Another seed of augmentation ends what the last one moved, and only that:
+        an evaluation in between, which moves nothing, costs nothing.
+        """
+        if turn is None or not self._moving[arrow]:
+            return self._still
+        if turn != self._moved.turn:
+            self._moved = Store(turn)
+        return self._moved
+
+    def _remember(self, store: Store, where: dict, key: Hashable, value: Any, piece: Piece) -> None:
+        new = {id(item.values): item.values.nbytes for item in piece.items if id(item.values) not in store.held}
+        size = piece.nbytes + sum(new.values())
+        if self._still.bytes + self._moved.bytes + size > self._budget:  # start anew: what is in use comes back
+            for one in (self._still, self._moved):
+                for kept in (one.samples, one.trunks, one.held):
+                    kept.clear()
+                one.bytes = 0
         where[key] = value
-        self._bytes += size
-
-    def _forget(self) -> None:
-        self._kept.clear()
-        self._trunks.clear()
-        self._held.clear()
-        self._bytes = 0
-
-    def _seed(self, epoch: int, augment: bool) -> int | None:
-        """The seed of an epoch's augmentation; pieces of another one are forgotten."""
-        turn = self.seed * 1_000_003 + epoch if augment and self._moving else None
-        if turn != self._turn:
-            if self._moving:
-                self._forget()
-            self._turn = turn
-        return turn
+        store.held.update(new)
+        store.bytes += size
 
     # ------------------------------------------------------------------------------------------------ documents
 
@@ -172,7 +181,9 @@ class Assembler:
         keys = alive[0][1].keys
         if any(kept.keys != keys for _, kept in alive):
             raise WeftError(f"Rows {[row for row, _ in pairs]} were to share their beginning, which differs: {keys}.")
-        root = self._trunks[keys] if trunk else None  # the last sample that was made flat left it there
+        root = (
+            self._store(pairs[0][1], turn).trunks[keys] if trunk else None
+        )  # the last sample that was made flat left it there
         pieces = [kept.piece for _, kept in alive]
         if doc.stop:
             pieces = [pack.window(piece, doc.start, doc.stop) for piece in pieces]
@@ -254,7 +265,7 @@ class Assembler:
             for doc in row:
                 pairs = [(int(samples.row[i]), int(samples.arrow[i])) for i in doc.samples]
                 used += [number for number, _ in pairs]
-                turn = self._seed(doc.epoch, augment)
+                turn = self.seed * 1_000_003 + doc.epoch if augment else None
                 if lane.streams == 2:
                     document, source = self.two(pairs, doc, turn, lane.objective)
                     sources.append(source)

@@ -53,6 +53,10 @@ class Loader:
     resolutions  per arrow: its objective and head
     split        (rows,) names as `split.assign` gives them; None: assigned by the recipe
     part         the rows that `step` draws from
+    skips        where rows that cannot be used are listed and counted; None: a list of its own
+
+    `ends` (the first step after each round that was planned) may be set to what another loader of the same recipe
+    found: the rounds before a step then need not be planned again to find the step.
 
     Raises DataError when nothing is left to train on, or more rows than allowed cannot be used.
     """
@@ -67,6 +71,7 @@ class Loader:
         recipe: Recipe,
         split: np.ndarray | None = None,
         part: str = "train",
+        skips: Skips | None = None,
     ) -> None:
         self.table, self.renderer, self.recipe = table, renderer, recipe
         self.arrows, self.part = list(arrows), part
@@ -76,21 +81,21 @@ class Loader:
             lanes[resolution.objective, resolution.head or "language"].append(number)
         self.lanes = [Lane(objective, head, tuple(numbers)) for (objective, head), numbers in lanes.items()]
         self.length = recipe.train.length
-        self._skips = Skips(len(table), recipe.train.options.skip_share)
-        self._assembler = Assembler(table, renderer, arrows=self.arrows, skips=self._skips, recipe=recipe)
+        self.skips = Skips(len(table), recipe.train.options.skip_share) if skips is None else skips
+        self.assembler = Assembler(table, renderer, arrows=self.arrows, skips=self.skips, recipe=recipe)
         self._given: dict[tuple[str, bytes], int] = {}
         self._lock = threading.RLock()  # a validation asks for batches while the thread makes the next steps
         self.counts: dict[str, list[Counts]] = {}
         self._planners: dict[str, Planner] = {}
         self._rounds: dict[int, Round] = {}
-        self._ends: list[int] = []  # number of the first step after each round
+        self.ends: list[int] = []
 
     # ------------------------------------------------------------------------------------------------ what there is
 
     @property
     def skipped(self) -> list[Skip]:
         """The rows left out so far, in the table's order."""
-        return [self._skips.found[key] for key in sorted(self._skips.found)]
+        return [self.skips.found[key] for key in sorted(self.skips.found)]
 
     @property
     def tokens_per_step(self) -> int:
@@ -186,7 +191,7 @@ class Loader:
             if max(lengths) > self.length and not text:
                 long += 1
                 words = f"{max(lengths)} tokens; the context (train.length) is {self.length}"
-                self._skips.note(Skip(row, str(arrow), f"row {row}", words), broken=False)
+                self.skips.note(Skip(row, str(arrow), f"row {row}", words), broken=False)
                 continue
             found.append((row, number, *size))
         tokens = sum(sum(one[2]) for one in found)
@@ -209,7 +214,7 @@ class Loader:
             total = self.renderer.length(record, number, row=row)
             parts = [self._tokens(column.name, record[column.name], row) for column in arrow.inputs]
         except DataError as error:
-            self._assembler.broken(row, number, error)
+            self.assembler.broken(row, number, error)
             return None
         given = sum(parts)
         if lane.objective == "classify":
@@ -262,10 +267,10 @@ class Loader:
 
     def locate(self, step: int) -> tuple[int, int]:
         """(round, step within it) of a step of the run, counted from 0."""
-        while not self._ends or self._ends[-1] <= step:
-            self._ends.append((self._ends[-1] if self._ends else 0) + self.round(len(self._ends)).steps)
-        number = int(np.searchsorted(self._ends, step, side="right"))
-        return number, step - (self._ends[number - 1] if number else 0)
+        while not self.ends or self.ends[-1] <= step:
+            self.ends.append((self.ends[-1] if self.ends else 0) + self.round(len(self.ends)).steps)
+        number = int(np.searchsorted(self.ends, step, side="right"))
+        return number, step - (self.ends[number - 1] if number else 0)
 
     def step(self, number: int) -> list[Batch]:
         """The micro-batches of step `number`, counted from 0. A function of the recipe's seed and `number` alone."""
@@ -285,7 +290,7 @@ class Loader:
                     lane = self.lanes[index]
                     tall = len(part) if lane.paired else size  # an empty row would be a pair of nothing
                     widths, samples = planner.widths(index), planner.samples[index]
-                    batches.append(self._assembler.batch(lane, samples, part, tall, widths, augment))
+                    batches.append(self.assembler.batch(lane, samples, part, tall, widths, augment))
         total = sum(batch.total for batch in batches) or 1.0
         for batch in batches:
             batch.total = total
@@ -295,7 +300,7 @@ class Loader:
         """Rows of documents of one lane, as a plan holds them or changed by hand, as a batch of `height` rows."""
         planner = self.planner(part)
         with self._lock:
-            return self._assembler.batch(self.lanes[lane], planner.samples[lane], rows, height, planner.widths(lane))
+            return self.assembler.batch(self.lanes[lane], planner.samples[lane], rows, height, planner.widths(lane))
 
     def evaluation(self, part: str = "validation", limit: int = 0) -> Iterator[list[Batch]]:
         """Every sample of a split once, in steps; what `~text` hides is the same each time.
