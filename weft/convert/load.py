@@ -3,6 +3,7 @@
 runs/mine            a run directory      recipe.toml in it
 models/gpt2          a hub's directory    config.json with a model_type in it
 model.gguf, ...      a weight file        by its ending, see READERS
+smollm2, ...         a pretrained model   by its name, see pretrained.py
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from weft.convert.pretrained import PRETRAINED, find
 from weft.errors import ConvertError
 from weft.run import RECIPE, Run
 
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 DIRECTORY = "directory"
 
 # What a source is -> module:function that reads it, (Path) -> Imported.
-READERS: dict[str, str] = {DIRECTORY: "weft.convert.hf:load_hf"}
+READERS: dict[str, str] = {DIRECTORY: "weft.convert.hf:load_hf", ".gguf": "weft.convert.gguf.llama:load_gguf"}
 
 
 def load(source: str | Path, device: str = "cpu") -> Model:
@@ -30,7 +32,7 @@ def load(source: str | Path, device: str = "cpu") -> Model:
 
     Raises RunError or ConvertError: what is wrong with the source.
     """
-    path = Path(source)
+    path = named(source)
     if (path / RECIPE).is_file():
         return Run.open(path).model(device)
     return read(path).model().to(device)
@@ -38,13 +40,19 @@ def load(source: str | Path, device: str = "cpu") -> Model:
 
 def read(source: str | Path) -> Imported:
     """Weights of another layout. Raises ConvertError for what is not there or not known."""
-    path = Path(source)
+    path = named(source)
     kind = DIRECTORY if path.is_dir() else path.suffix
     if not path.exists():
         raise ConvertError(f"{source} is not there. Name a run, a model directory or a weight file.")
     if kind not in READERS:
         raise ConvertError(f"{source} is no kind of weight file that weft reads. It reads {', '.join(READERS)}.")
     return reached(READERS[kind])(path)
+
+
+def named(source: str | Path) -> Path:
+    """A path as it is, or that of a pretrained model by its name. A file of that name comes first."""
+    path = Path(source)
+    return find(str(source)) if not path.exists() and str(source) in PRETRAINED else path
 
 
 def reached(place: str) -> Callable[..., Any]:
