@@ -26,9 +26,9 @@ from weft.evaluate.judge import Judges, readable, reading, recordings
 from weft.evaluate.ngram import NGram
 from weft.evaluate.scoring import VERSION, Parts, digest
 from weft.evaluate.show import Samples, chosen
-from weft.evaluate.teach import teach
 from weft.generate.predict import Predictor
 from weft.generate.sample import Sampling
+from weft.generate.teach import teach
 
 SHUFFLED = 1000  # rows on which the model is run again with media exchanged
 CEILING = 300  # real items that are put through the codes
@@ -288,7 +288,7 @@ class Bench:
         column = self.arrows[number].output
         values = [record[column] for record in self.records(rows, (column,))]
         written = [len(str(v).encode()) if self.types[column].name == "text" else 0 for v in values]
-        found = teach(self.predictor, rows.tolist(), number)
+        found = teach(self.predictor, self.table, rows.tolist(), number)
         measured.lines = _modelled_lines(rows, found[:, 0], found[:, 2], written)
         ids = [self._ids(number, int(row)) for row in self.rows(number, TEXTS, "train")]
         counted = NGram(ids, self.renderer.vocabulary.size)
@@ -301,7 +301,7 @@ class Bench:
         return np.concatenate([span.ids for span in sample.spans if span.loss and span.ids is not None]).tolist()
 
     def _filled(self, number: int, rows: np.ndarray, measured: Measured) -> None:
-        found = teach(self.predictor, rows.tolist(), number)
+        found = teach(self.predictor, self.table, rows.tolist(), number)
         pairs = zip(rows, found.tolist(), strict=True)
         measured.lines = [{"row": int(row), "right": right, "hidden": hidden} for row, (_, right, hidden) in pairs]
 

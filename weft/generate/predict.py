@@ -22,7 +22,7 @@ from weft.arrows.sample import Sample
 from weft.errors import ArrowError, DataError, WeftError, nearest
 from weft.generate.decode import Rule, decode, finished, precision, steps
 from weft.generate.prompt import begun, identity, lay, shared
-from weft.generate.reread import default, misread, reverse
+from weft.generate.reread import SURE, default, readings, reverse
 from weft.generate.sample import Draws, Sampling, choose
 from weft.run import Run
 
@@ -98,17 +98,22 @@ class Predictor:
         arrow = self.find(arrow)
         sampling = sampling or self.default(arrow)
         found = self._produced(arrow, records, sampling, batch, rows)
-        left = list(range(len(found)))
-        for turn in range(1, 1 if sampling.greedy else sampling.tries):
-            left = [left[i] for i in misread(self, arrow, [records[i] for i in left], [found[i].value for i in left])]
-            if not left:
+        if sampling.greedy or sampling.tries == 1:
+            return found
+        read = readings(self, arrow, records, [one.value for one in found])
+        for turn in range(1, sampling.tries):
+            left = np.flatnonzero(read < SURE)
+            if not len(left):
                 break
-            again = replace(sampling, seed=sampling.seed + turn * 1_000_003)
+            mine = [records[i] for i in left]
             names = None if rows is None else [rows[i] for i in left]
-            for i, one in zip(
-                left, self._produced(arrow, [records[i] for i in left], again, batch, names), strict=True
+            again = replace(sampling, seed=sampling.seed + turn * 1_000_003)
+            others = self._produced(arrow, mine, again, batch, names)
+            for i, one, likely in zip(
+                left, others, readings(self, arrow, mine, [one.value for one in others]), strict=True
             ):
-                found[i] = one
+                if likely > read[i]:
+                    found[i], read[i] = one, likely
         return found
 
     def default(self, arrow: int) -> Sampling:

@@ -33,7 +33,7 @@ class Sampling:
     min_p        only those at least this share of the most likely's probability (Nguyen et al. 2024)
     repetition   divide positive logits of tokens already produced by this, multiply negative ones (Keskar et al. 2019)
     seed         draws repeat with the same seed
-    tries        draw at most so often what the run's reverse arrow does not read as it was asked
+    tries        draw at most so often until the run's reverse arrow surely reads what was asked; keep the likeliest
     """
 
     temperature: float = 0.0

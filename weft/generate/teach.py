@@ -1,4 +1,4 @@
-"""Scores read off the model's own predictions, teacher-forced: `-> text` and `~text`, documents made as in training.
+"""What the model thinks of an answer that is given to it: teacher-forced, documents made as in training.
 
 Shape letters:  B rows  T tokens  m trained tokens
 """
@@ -6,6 +6,7 @@ Shape letters:  B rows  T tokens  m trained tokens
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,19 +17,23 @@ from weft.data.assemble import Assembler, Skips
 from weft.data.pack import Document
 from weft.data.plan import Doc
 from weft.generate.decode import precision
-from weft.generate.predict import Predictor
+
+if TYPE_CHECKING:
+    from weft.data.sources import Table
+    from weft.generate.predict import Predictor
 
 TOKENS = 16_384
 
 
 @torch.no_grad()
-def teach(predictor: Predictor, rows: Sequence[int], arrow: int) -> np.ndarray:
-    """(n,3) per row: nats summed over its trained tokens, how many of them the model has right, how many there are.
+def teach(predictor: Predictor, table: Table, rows: Sequence[int], arrow: int) -> np.ndarray:
+    """(n,3) per row of `table`: nats summed over its trained tokens, how many of them the model has right, how many
+    there are.
 
     Rows longer than the context are scored in windows, as they are trained in.
     """
     model, renderer, length = predictor.model, predictor.renderer, predictor.length
-    table, recipe = predictor.run.table, predictor.run.recipe
+    recipe = predictor.run.recipe
     objective = {"encoder": "masked", "encoder-decoder": "seq2seq"}.get(model.kind, "next")
     maker = Assembler(table, renderer, arrows=renderer.arrows, skips=Skips(len(table), 1.0), recipe=recipe, budget=0)
     two = objective == "seq2seq"
