@@ -102,8 +102,8 @@ class Predictor:
             return found
         read = readings(self, arrow, records, [one.value for one in found])
         for turn in range(1, sampling.tries):
-            left = np.flatnonzero(read < SURE)
-            if not len(left):
+            left = np.flatnonzero(read < SURE).tolist()
+            if not left:
                 break
             mine = [records[i] for i in left]
             names = None if rows is None else [rows[i] for i in left]
