@@ -291,3 +291,17 @@ def test_report_and_compare(fake: Callable) -> None:
     calls = fake("compare", {"difference": 0.01})
     assert run("compare", "runs/a", "runs/b", "--json").code == 0
     assert calls[0][0] == (Path("runs/a"), Path("runs/b"))
+
+
+def test_a_key_may_hold_an_arrow() -> None:
+    from weft.cli import adapting, split_words
+
+    words = ["d.csv", "a, b -> c", '"k=v" -> c', 'mix."a, b -> c"=0.5', 'arrows=["a -> b"]', "train.lr=0.1", "~text"]
+    assert split_words(words) == ("d.csv", ["a, b -> c", '"k=v" -> c', "~text"], [words[3], words[4], words[5]])
+    assert adapting("runs/a", "r=4,alpha=8,target=attn.qkv+ffn,dora", ["blocks.0"], "plain.txt", "runs/t") == [
+        'model.source="runs/a"', "model.lora.rank=4", "model.lora.alpha=8", 'model.lora.target=["attn.qkv", "ffn"]',
+        "model.lora.dora=true", 'train.freeze=["blocks.0"]', 'train.options.keep_text="plain.txt"',
+        'model.guide.teacher="runs/t"',
+    ]  # fmt: skip
+    with pytest.raises(weft.WeftError, match="--lora: 'rnk=3' means nothing. Did you mean 'rank'"):
+        adapting("x", "rnk=3")

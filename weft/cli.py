@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import json as json_module
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -65,7 +66,50 @@ Words = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable results on stdout, and nothing else there.")]
 Family = Annotated[str | None, typer.Option(help="Model family; the default is weft's own.", show_default=False)]
 Seed = Annotated[int | None, typer.Option(help="Same recipe, seed and machine: same bits.", show_default=False)]
+From = Annotated[
+    str | None,
+    typer.Option(
+        "--from",
+        metavar="SOURCE",
+        show_default=False,
+        help="Start from these weights: a run, a model directory, a weight file or a pretrained name.",
+    ),
+]
+Adapter = Annotated[
+    str | None,
+    typer.Option(
+        "--lora",
+        metavar="r=8,alpha=16,target=attn+ffn,dora",
+        show_default=False,
+        help="Train adapters and leave the source's weights alone.",
+    ),
+]
+Freeze = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--freeze",
+        metavar="PATTERN",
+        show_default=False,
+        help="Parts that stay as they are, as 'body.input'; may be repeated.",
+    ),
+]
+Keep = Annotated[
+    str | None,
+    typer.Option(
+        "--keep",
+        metavar="FILE",
+        show_default=False,
+        help="Plain text: the language model's loss on it is told before and after.",
+    ),
+]
+Teacher = Annotated[
+    str | None,
+    typer.Option(
+        "--teacher", metavar="RUN", show_default=False, help="Learn from this run's answers as well (distillation)."
+    ),
+]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.", show_default=False)]
+KEY = re.compile(r"""[A-Za-z_]\w*(\.([\w-]+|"[^"]*"|'[^']*'))*\s*=""")  # a dotted key and its =: no arrow starts so
 PREDICT_WORDS = {"allow_extra_args": True, "ignore_unknown_options": True}  # --COLUMN is known only once the arrow is
 
 
@@ -78,17 +122,25 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
 
 
 @app.command()
-def plan(words: Words = None, family: Family = None, seed: Seed = None, json: Json = False) -> None:
+def plan(
+    words: Words = None, family: Family = None, seed: Seed = None, source: From = None, lora: Adapter = None,
+    freeze: Freeze = None, teacher: Teacher = None, json: Json = False,
+) -> None:  # fmt: skip
     """Say what a run would do: columns, arrows, which tokens are trained, size, memory and time."""
     data, arrows, overrides = split_words(words)
+    overrides = [*adapting(source, lora, freeze, teacher=teacher), *overrides]
     found = weft.plan(data, *arrows, family=family, overrides=with_seed(overrides, seed))
     print_json(found) if json else print(found)
 
 
 @app.command()
-def check(words: Words = None, family: Family = None, seed: Seed = None, json: Json = False) -> None:
+def check(
+    words: Words = None, family: Family = None, seed: Seed = None, source: From = None, lora: Adapter = None,
+    freeze: Freeze = None, teacher: Teacher = None, json: Json = False,
+) -> None:  # fmt: skip
     """Prove on your own rows that training, packing, decoding and resuming are right. Under a minute."""
     data, arrows, overrides = split_words(words)
+    overrides = [*adapting(source, lora, freeze, teacher=teacher), *overrides]
     found = weft.check(data, *arrows, family=family, overrides=with_seed(overrides, seed))
     print_json(found) if json else print(found)
 
@@ -102,19 +154,26 @@ def train(
     resume: Annotated[Path | None, typer.Option(help="Go on with this run, bit for bit.", show_default=False)] = None,
     family: Family = None,
     seed: Seed = None,
+    source: From = None,
+    lora: Adapter = None,
+    freeze: Freeze = None,
+    keep: Keep = None,
+    teacher: Teacher = None,
     no_check: Annotated[bool, typer.Option("--no-check", help="Leave out the proofs before training.")] = False,
     json: Json = False,
 ) -> None:
     """Train one model on all arrows. Ctrl-C saves and leaves; --resume goes on as if nothing had happened."""
     if resume is not None:
-        if words or out is not None or family or seed is not None:
+        if words or out is not None or family or seed is not None or source or lora or freeze or keep or teacher:
             raise RecipeError(
-                "--resume goes on with the run's own recipe: it takes no data, arrows, --out, --family or --seed."
+                "--resume goes on with the run's own recipe: it takes no data, arrows, --out, --family, --seed, "
+                "--from, --lora, --freeze, --keep or --teacher."
             )
         run = weft.train(resume=resume, minutes=minutes, steps=steps, json=json)
     else:
         data, arrows, overrides = split_words(words)
-        overrides = [*with_seed(overrides, seed), *(["train.options.check=false"] if no_check else [])]
+        adapted = adapting(source, lora, freeze, keep, teacher)
+        overrides = [*adapted, *with_seed(overrides, seed), *(["train.options.check=false"] if no_check else [])]
         run = weft.train(
             data, *arrows, out=out, minutes=minutes, steps=steps, family=family, overrides=overrides, json=json
         )
@@ -222,10 +281,15 @@ def export(
 
 
 def split_words(words: Sequence[str] | None) -> tuple[str, list[str], list[str]]:
-    """`DATA ARROWS... key=value...` -> (data, arrows, overrides). An arrow holds `->`, `<->` or starts with `~`."""
+    """`DATA ARROWS... key=value...` -> (data, arrows, overrides). An arrow holds `->`, `<->` or starts with `~`.
+
+    A key may hold an arrow in quotes: `mix."a -> b"=0.5`; so may a value: `arrows=["a -> b"]`.
+    """
     data, arrows, overrides = "", [], []
     for word in words or ():
-        if "->" in word or word.lstrip().startswith("~"):
+        if KEY.match(word) and not Path(word).exists():
+            overrides.append(word)
+        elif "->" in word or word.lstrip().startswith("~"):
             arrows.append(word.strip())
         elif "=" in word and not Path(word).exists():
             overrides.append(word)
@@ -240,6 +304,29 @@ def split_words(words: Sequence[str] | None) -> tuple[str, list[str], list[str]]
             "Name the data first: weft train photos/metadata.csv 'image -> caption', or weft train recipe.toml"
         )
     return data, arrows, overrides
+
+
+def adapting(
+    source: str | None, lora: str | None = None, freeze: Sequence[str] | None = None, keep: str | None = None,
+    teacher: str | None = None,
+) -> list[str]:  # fmt: skip
+    """The options of training from weights as overrides of the recipe. Raises RecipeError for what --lora cannot say."""
+    quote = json_module.dumps
+    found = [f"model.source={quote(source)}"] if source else []
+    names = {"r": "rank", "rank": "rank", "alpha": "alpha", "dropout": "dropout", "target": "target", "dora": "dora"}
+    for word in lora.split(",") if lora else ():
+        key, equals, value = (part.strip() for part in word.partition("="))
+        if key not in names or (not equals and key != "dora"):
+            raise RecipeError(
+                f"--lora: {word!r} means nothing.{nearest(key, names)} As r=8,alpha=16,target=attn+ffn,dora"
+            )
+        value = quote(value.split("+")) if key == "target" else value or "true"
+        found.append(f"model.lora.{names[key]}={value}")
+    if lora and not any(word.startswith("model.lora.rank") for word in found):
+        found.append("model.lora.rank=8")
+    found += [f"train.freeze={quote(list(freeze))}"] if freeze else []
+    found += [f"train.options.keep_text={quote(keep)}"] if keep else []
+    return found + ([f"model.guide.teacher={quote(teacher)}"] if teacher else [])
 
 
 def with_seed(overrides: list[str], seed: int | None) -> list[str]:

@@ -1,7 +1,7 @@
 """What of a model trains, and how fast: parts frozen by pattern, learning rates by pattern.
 
-    train.freeze = ["body.input", "blocks.0"]           these stay as they are
-    train.parts  = {"heads" = 10.0, "stems" = 3.0}      these learn at so many times the rate; the last that fits counts
+train.freeze = ["body.input", "blocks.0"]           these stay as they are
+train.parts  = {"heads" = 10.0, "stems" = 3.0}      these learn at so many times the rate; the last that fits counts
 """
 
 from __future__ import annotations
@@ -52,9 +52,7 @@ def factors(model: nn.Module, parts: Mapping[str, float]) -> dict[str, float]:
     """
     known = {name: all_ for name, all_ in paths(model).items() if dict(model.named_parameters())[name].requires_grad}
     found = matched(list(parts), [name for names in known.values() for name in names], "train.parts")
-    return {
-        first: next((parts[found[name]] for name in names if name in found), 1.0) for first, names in known.items()
-    }
+    return {first: next((parts[found[name]] for name in names if name in found), 1.0) for first, names in known.items()}
 
 
 def share(model: nn.Module) -> tuple[int, int]:

@@ -190,7 +190,7 @@ def attach(model: nn.Module, lora: Lora, name: str = DEFAULT, seed: int = 0) -> 
         raise RecipeError(f"The rank of an adapter is {lora.rank}; expected 1 or more.")
     sizes = linear_parts(model)
     for path, parts in targets(model, lora.target).items():
-        delta = place(model, path, name, {part: lora.rank for part in parts}, sizes[path], lora)
+        delta = place(model, path, name, dict.fromkeys(parts, lora.rank), sizes[path], lora)
         matrix = model.get_submodule(path)
         start = 0
         for part, size in sizes[path]:
@@ -205,7 +205,9 @@ def attach(model: nn.Module, lora: Lora, name: str = DEFAULT, seed: int = 0) -> 
                         delta.magnitude[part].copy_(torch.linalg.vector_norm(rows, dim=1))
             start += size
     use(model, name)
-    return [path for path, module in model.named_modules() if isinstance(module, LoraLinear) and name in module.adapters]
+    return [
+        path for path, module in model.named_modules() if isinstance(module, LoraLinear) and name in module.adapters
+    ]
 
 
 def place(

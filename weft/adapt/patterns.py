@@ -1,8 +1,8 @@
 """Which parts a pattern means: `attn.qkv`, `stack.*.ffn.*`, `heads`, by dotted paths.
 
-    body.stack.blocks.3.attn.qkv.weight
-                        ▔▔▔▔▔▔▔▔          attn.qkv        any whole pieces of the path, and all below them
-         ▔▔▔▔▔▔▔▔▔▔▔▔▔▔▔▔▔                stack.*.attn    * stands for anything, dots too
+body.stack.blocks.3.attn.qkv.weight
+                    ▔▔▔▔▔▔▔▔          attn.qkv        any whole pieces of the path, and all below them
+     ▔▔▔▔▔▔▔▔▔▔▔▔▔▔▔▔▔                stack.*.attn    * stands for anything, dots too
 """
 
 from __future__ import annotations

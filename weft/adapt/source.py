@@ -1,8 +1,8 @@
 """What training can start from: a run of weft's, an imported one, or weights of another layout.
 
-    runs/mine        a vocabulary, codecs and column types of its own: all stay, and grow
-    runs/imported    text ids of its own tokenizer, a chat template
-    anything else    is read as `weft import` reads it
+runs/mine        a vocabulary, codecs and column types of its own: all stay, and grow
+runs/imported    text ids of its own tokenizer, a chat template
+anything else    is read as `weft import` reads it
 """
 
 from __future__ import annotations

@@ -215,9 +215,7 @@ def adapt(model: Model, recipe: Recipe, start: Start | None) -> None:
     split_rows(model, rows(model.config) - start.rows)
     lora.attach(model, lora.Lora.of(recipe.model.lora), seed=recipe.seed)
     names = [name for name, _ in model.named_parameters()]
-    freeze.keep_only(
-        model, [n for n in names if n in start.new or n.rpartition(".")[2] == "rows" or ".adapters." in n]
-    )
+    freeze.keep_only(model, [n for n in names if n in start.new or n.rpartition(".")[2] == "rows" or ".adapters." in n])
 
 
 def split_rows(model: Model, new: int) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from weft.adapt.freeze import share
 from weft.train.loop import Session
 from weft.train.prepare import Prepared
 
@@ -16,7 +19,7 @@ def card(session: Session, prepared: Prepared) -> str:
     lines = [
         f"# {run.path.name}",
         "",
-        f"A `{recipe.model.family}` model of {parameters:,} parameters, trained from nothing on "
+        f"A `{recipe.model.family}` model of {parameters:,} parameters, trained from {began(session)} on "
         f"`{prepared.table.name}`, {done} {recipe.train.steps:,} steps, {state.tokens:,} tokens.",
         "",
         "| arrow | objective | decoder | metric |",
@@ -41,6 +44,16 @@ def card(session: Session, prepared: Prepared) -> str:
         f"Go on with `weft eval {run.path}` and `weft predict {run.path} ARROW`.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def began(session: Session) -> str:
+    """What it started from, and how much of it was trained."""
+    source = session.run.recipe.model.source
+    trained, every = share(session.model)
+    if not source:
+        return "nothing" if trained == every else f"nothing, {trained / every:.1%} of them,"
+    what = "adapters" if session.run.recipe.model.lora.rank else "weights"
+    return f"`{Path(source).name}` ({what}: {trained:,} parameters trained, {trained / every:.1%})"
 
 
 def held_out(validations: list[dict]) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from weft.adapt.freeze import share
 from weft.arrows.resolve import describe
 from weft.arrows.show import show
 from weft.data.sources import open_table
@@ -41,10 +42,18 @@ class Plan:
     rows: dict[str, int]
     samples: list[str]
     parameters: int
+    trained: int
     flops: float
     padding: float
     forecast: Forecast
     machine: str
+
+    @property
+    def trained_share(self) -> str:
+        """How many parameters are trained, where that is not all of them."""
+        if self.trained == self.parameters:
+            return ""
+        return f", {self.trained:,} of them trained ({self.trained / self.parameters:.2%})"
 
     def as_dict(self) -> dict[str, Any]:
         """For `--json`."""
@@ -62,7 +71,7 @@ class Plan:
             "samples (trained tokens in «»)",
             *(f"  {sample}" for sample in self.samples),
             "",
-            f"model      {self.parameters:,} parameters",
+            f"model      {self.parameters:,} parameters{self.trained_share}",
             f"step       {self.flops / 1e9:,.0f} GFLOP, {self.padding:.1%} of it padding",
             f"forecast   {self.forecast}",
             f"machine    {self.machine}",
@@ -93,6 +102,7 @@ def plan(data: Any, *arrows: str, family: str | None = None, overrides: Sequence
         rows={name: int((prepared.split == name).sum()) for name in ("train", "validation", "test")},
         samples=samples(recipe, prepared),
         parameters=parameters,
+        trained=share(session.model)[0],
         flops=6.0 * parameters * session.loader.tokens_per_step,
         padding=session.loader.padding,
         forecast=found,

@@ -19,14 +19,14 @@ import numpy as np
 from torch import Tensor
 
 from weft import families
-from weft.arrows.grammar import Arrow, check_columns, parse_all, said_types
-from weft.arrows.render import Renderer
-from weft.arrows.resolve import Resolution, resolve
-from weft.arrows.types import ColumnType, Label, as_text, blank, guess
 from weft.adapt.source import Source, open_source
 from weft.adapt.start import Start, grow, grow_config, known_stems, longest
 from weft.adapt.start import rows as rows_of
 from weft.adapt.start import width as outlet_width
+from weft.arrows.grammar import Arrow, check_columns, parse_all, said_types
+from weft.arrows.render import Renderer
+from weft.arrows.resolve import Resolution, resolve
+from weft.arrows.types import ColumnType, Label, as_text, blank, guess
 from weft.arrows.vocabulary import Layer, Vocabulary
 from weft.core.config import Classify, Language, MlpStem, ModelConfig
 from weft.data.sources import Table

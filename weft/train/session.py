@@ -12,6 +12,7 @@ import math
 import shlex
 import sys
 import time
+import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -46,6 +47,7 @@ from weft.train.progress import Progress, aligned, speak
 from weft.train.watch import Blind, Evaluate, Log, Save, swapped
 
 PREPARED = "prepared.json"  # written last before the first step: from then on a run only needs to be gone on with
+TUNE_LR, ADAPTER_LR = 1e-4, 1e-3  # of AdamW from pretrained weights (Hu et al. 2021, table 9 and after: 2e-4 to 1e-2)
 SAMPLES = 40  # held-out rows of each arrow that a validation looks at
 PIECES = 8  # batches that a step's worth of them is looked at in
 
@@ -120,13 +122,34 @@ def make_recipe(
     if steps is not None:
         recipe = replace(recipe, train=replace(recipe.train, steps=steps))
     recipe = override(recipe, list(overrides))
+    if recipe.model.source:
+        recipe = gentler(recipe, [*overrides, *(keys_in(data) if str(data).endswith(".toml") else ())])
     if recipe.train.steps < 0 or recipe.train.minutes <= 0:
         raise RecipeError(
             f"train.steps={recipe.train.steps}, train.minutes={recipe.train.minutes}: they have to be positive."
         )
     if source is None and Path(recipe.data).exists():
         recipe = replace(recipe, data=str(Path(recipe.data).resolve()))  # a resume may come from another folder
+    if recipe.model.source and Path(recipe.model.source).exists():
+        recipe = replace(recipe, model=replace(recipe.model, source=str(Path(recipe.model.source).resolve())))
     return recipe, source
+
+
+def gentler(recipe: Recipe, said: Sequence[str]) -> Recipe:
+    """Rates for weights that know something, where nothing was `said` of them: AdamW, for adapters ten times the rate.
+
+    (Orthogonal steps at Muon's rate would undo what is there.)
+    """
+    if any(word.startswith(("train.optimizer", "train.lr", "train.adam_lr")) for word in said):
+        return recipe
+    lr = ADAPTER_LR if recipe.model.lora.rank else TUNE_LR
+    return replace(recipe, train=replace(recipe.train, optimizer="adamw", lr=lr))
+
+
+def keys_in(path: str | Path) -> list[str]:
+    """The keys of [train] that a recipe file says."""
+    train = tomllib.loads(Path(path).read_text(encoding="utf-8")).get("train", {})
+    return [f"train.{key}" for key in train]
 
 
 def name_of(recipe: Recipe, source: Any) -> str:
