@@ -37,9 +37,9 @@ class Block(nn.Module):
         if config.cross is not None and layer % config.cross_every == 0:
             self.crosses = True
             self.cross = CrossAttention(config.cross, dim, config.source or dim, layer)
-            self.cross_norm = block_norm(config)
+            self.cross_norm, self.cross_scale = block_norm(config), make_scale(config)
         self.ffn, self.ffn_norm = make_feedforward(config.feedforward, dim), block_norm(config)
-        self.attn_scale, self.cross_scale, self.ffn_scale = (make_scale(config) for _ in range(3))
+        self.attn_scale, self.ffn_scale = make_scale(config), make_scale(config)
         self.drop = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
 
     def forward(self, x: Tensor, view: View) -> Tensor:  # (B,T,D) -> (B,T,D)

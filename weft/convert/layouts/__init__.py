@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from weft.convert.layout import Layout, Raw, architecture
-from weft.convert.layouts import gpt, llama
+from weft.convert.layouts import bert, gpt, llama, vit
 from weft.core.config import ModelConfig
 from weft.errors import ConvertError, nearest
 
-LAYOUTS: tuple[Layout, ...] = (gpt.LAYOUT, *llama.LAYOUTS)
+LAYOUTS: tuple[Layout, ...] = (gpt.LAYOUT, *llama.LAYOUTS, *bert.LAYOUTS, *vit.LAYOUTS)
 
 
 def find(raw: Raw) -> Layout:
