@@ -17,7 +17,7 @@ from weft.core.view import Tokens
 
 
 class Language(nn.Module):
-    """(...,D) -> (...,V): by the input's table when tied; BERT puts a dense layer, GELU and a norm before it.
+    """(...,D) -> (...,V): by the input's table when tied; BERT puts a dense layer, an activation and a norm before it.
 
     rows: where only the last rows of the matrix are trained, they are a parameter of their own; else None.
     """
@@ -30,6 +30,7 @@ class Language(nn.Module):
         inner = table.weight.shape[1] if config.tied else dim  # a table may be narrower than the stack (ELECTRA)
         self.dense = Linear(dim, inner) if config.transform else None
         self.norm = make_norm(config.transform, inner) if config.transform else None
+        self.activation = ACTIVATIONS[config.activation]
         self.weight = table.weight if config.tied else nn.Parameter(torch.empty(config.vocab, dim))
         self.bias = nn.Parameter(torch.empty(config.vocab)) if config.bias else None
         self.register_parameter("rows", None)
@@ -44,7 +45,7 @@ class Language(nn.Module):
     def ready(self, hidden: Tensor) -> Tensor:
         """(...,D) -> (...,D): all but the last product."""
         if self.dense is not None and self.norm is not None:
-            hidden = self.norm(F.gelu(self.dense(hidden)))
+            hidden = self.norm(self.activation(self.dense(hidden)))
         return hidden if self.scale == 1.0 else hidden * self.scale
 
 

@@ -201,7 +201,11 @@ def cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
 
 
 def prefixed(theirs: dict[str, Tensor], layout: Layout) -> dict[str, Tensor]:
-    """All names as the layout's rules have them: a body saved by itself lacks the prefix."""
+    """All names as the layout's rules have them: a body saved by itself lacks the prefix, old files have older names."""
+    for old, new in layout.older.items():
+        theirs = {name.removesuffix(old) + new if name.endswith(old) else name: t for name, t in theirs.items()}
+    for old, new in layout.renamed:
+        theirs = {new + name.removeprefix(old) if name.startswith(old) else name: t for name, t in theirs.items()}
     if not layout.prefix or any(name.startswith(layout.prefix) for name in theirs):
         return theirs
     return {layout.prefix + name: tensor for name, tensor in theirs.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -26,6 +26,8 @@ class Layout:
     family         the family that is written like this
     prefix         what stands before the names of the body; files without it are read as well
     bare           architectures whose own files lack the prefix
+    older          endings of names in old files -> endings now
+    renamed        (beginning of a name in files of other versions, what it is in the rules), tried in order
     fixed          tensors of theirs that follow from config.json alone and that weft computes (Whisper's sinusoids):
                    checked when they are read, written again
     """
@@ -38,6 +40,8 @@ class Layout:
     family: str = ""
     prefix: str = ""
     bare: tuple[str, ...] = ()
+    older: Mapping[str, str] = field(default_factory=dict)
+    renamed: tuple[tuple[str, str], ...] = ()
     fixed: Callable[[Raw], dict[str, Tensor]] | None = None
 
 

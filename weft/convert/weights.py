@@ -101,9 +101,11 @@ def to_ours(
         if tensor is None or tensor.shape != target.shape:
             shapes = " + ".join(f"{name} {tuple(theirs[name].shape)}" for name in names)
             wrong.append(f"{shapes} for {match.ours} {tuple(target.shape)}")
-        elif match.ours in wanted:
+        elif match.ours in wanted and match.ours not in out:
             out[match.ours] = tensor
-        elif second[match.ours] in out and not torch.equal(out[second[match.ours]], tensor):
+        elif match.ours in wanted and not torch.equal(out[match.ours], tensor):
+            wrong.append(f"{names[0]} is a second copy of {match.ours}, but its numbers differ")
+        elif match.ours in second and not torch.equal(out.get(second[match.ours], tensor), tensor):
             wrong.append(f"{names[0]} is tied to {second[match.ours]} by the config, but its numbers differ")
     unnamed = [name for name in wanted if name not in out and name not in absent and not missing and not wrong]
     surplus = [n for n in theirs if n not in used and not any(fnmatchcase(n, pattern) for pattern in ignore)]
@@ -143,6 +145,8 @@ def to_theirs(rules: Iterable[Rule], model: nn.Module, state: Mapping[str, Tenso
     state = own(model) if state is None else state
     out, used = {}, set()
     for match in matches(rules, state):
+        if match.ours in used:
+            continue  # a second name that files may have
         tensor, writes = state[match.ours], [write for _, write in hows(match.rule, len(match.theirs))]
         counts = sizes(model, match.ours, len(match.theirs), tensor)
         for name, piece, write in zip(match.theirs, tensor.split(counts), writes, strict=True):

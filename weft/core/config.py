@@ -444,7 +444,7 @@ Topology = TowerConfig | EncoderDecoderConfig | EarlyFusionConfig | ConcatConfig
 
 @dataclass(frozen=True)
 class Language:
-    """Hidden to vocabulary. tied: by the input's table. transform: a dense layer and norm before it (BERT).
+    """Hidden to vocabulary. tied: by the input's table. transform: a dense layer, activation and norm before it (BERT).
 
     scale  factor on the hidden state before the table (T5: dim^-1/2)
     """
@@ -454,6 +454,7 @@ class Language:
     bias: bool = False
     transform: LayerNorm | None = None
     scale: float = 1.0
+    activation: str = "gelu"
 
 
 @dataclass(frozen=True)
