@@ -85,12 +85,24 @@ def write_metrics(run: Path) -> None:
             "column": "image",
             "loss": 0.11,
             "shuffled": 1.9,
-            "noise": 0.2,
+            "low": 1.1,
+            "high": 1.9,
+            "rows": 40,
             "ignored": False,
         }
     )
     rows.append(
-        {"event": "blind", "arrow": ARROWS[0], "column": "question", "loss": 0.11, "shuffled": 0.12, "ignored": True}
+        {
+            "event": "blind",
+            "arrow": ARROWS[0],
+            "column": "question",
+            "loss": 0.11,
+            "shuffled": 0.12,
+            "low": -0.01,
+            "high": 0.03,
+            "rows": 40,
+            "ignored": True,
+        }
     )
     rows.append({"event": "end", "seconds": 601.5, "memory": 2.3 * 2**30})
     (run / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))

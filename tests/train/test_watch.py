@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from tiny import ARROWS, SMALL, table
 
 from weft.data.sources import Table
+from weft.objectives import OBJECTIVES
 from weft.recipe import Recipe, TrainOptions, TrainRecipe
 from weft.run import Run
 from weft.train import forecast as f
@@ -28,7 +29,7 @@ from weft.train.machine import autocast, eager, free_memory, peak_memory, pick_d
 from weft.train.prepare import prepare
 from weft.train.progress import Progress, blend, clock
 from weft.train.session import assemble, make_recipe, settle
-from weft.train.watch import rise, spread, swapped
+from weft.train.watch import Evaluate, Losses, losses, quantile, rise, spread, swapped
 
 
 @pytest.fixture(scope="module")
@@ -82,11 +83,66 @@ def test_the_error_of_the_mean_is_the_textbook_one():
     assert error == pytest.approx(values.std(ddof=1) / 20, rel=1e-6)
 
 
-def test_too_few_batches_say_nothing():
-    one = np.array([[3.0, 2.0], [0.0, 0.0]])
-    assert rise(one, one) is None
-    two = np.array([[3.0, 2.0], [4.0, 2.0]])
-    assert rise(two, two) == pytest.approx((1.75, 1.75, 2 * math.sqrt(2) * 0.25))
+def of_rows(values: np.ndarray, rows: np.ndarray | None = None, tokens: int = 3) -> Losses:
+    """One arrow's losses: `tokens` tokens a row of so much each."""
+    rows = np.arange(len(values)) if rows is None else rows
+    return Losses(rows, np.zeros(len(rows), np.int64), values * tokens, np.full(len(values), float(tokens)))
+
+
+def test_a_rise_is_paired_by_row():
+    """Rows differ a hundred times more among themselves than the exchange changes them: paired, it is seen."""
+    rng = np.random.default_rng(0)
+    plain = rng.exponential(2.0, 40)
+    found = rise(of_rows(plain), of_rows(plain + rng.normal(0.03, 0.01, 40)), 0)
+    assert found.low > 0 and not found.ignored and found.rows == 40
+    unpaired = 2 * math.hypot(spread(of_rows(plain).of(0))[1], spread(of_rows(plain).of(0))[1])
+    assert found.shuffled - found.loss < unpaired, "control: unpaired it drowned in noise, and the alarm rang"
+    nothing = rise(of_rows(plain), of_rows(plain + rng.normal(0, 0.01, 40)), 0)
+    assert nothing.ignored and nothing.low < 0 < nothing.high
+
+
+def test_few_rows_do_not_ring_the_alarm():
+    plain = np.array([1.0, 2.0, 3.0, 4.0, 5.0])
+    after = plain + np.array([0.9, -0.8, 0.7, -0.6, 0.1])
+    found = rise(of_rows(plain), of_rows(after), 0)
+    assert found.low < 0 < found.high and not found.ignored, "no rise is seen, but a large one may have been missed"
+    assert rise(of_rows(plain[:4]), of_rows(after[:4]), 0) is None
+    assert rise(of_rows(plain), of_rows(after, np.arange(9, 14)), 0) is None, "not the same rows"
+    moved = np.array([4, 3, 2, 1, 0])
+    assert rise(of_rows(plain), of_rows(after[moved], moved), 0) == pytest.approx(found), "found by number, not place"
+
+
+@pytest.mark.parametrize(("rows", "expected"), [(5, 2.776), (6, 2.571), (11, 2.228), (31, 2.042), (1001, 1.962)])
+def test_quantiles_are_those_of_the_tables(rows, expected):
+    assert quantile(rows) == pytest.approx(expected, rel=0.003)
+
+
+def test_a_single_row_has_no_interval(blind_run, monkeypatch):
+    from weft.train import session as course
+
+    opened, prepared = course.reopen(blind_run)
+    monkeypatch.setattr(course, "SAMPLES", 1)
+    watcher = Evaluate(course.look_at(opened, prepared, prepared.table))
+    told: list[dict] = []
+    monkeypatch.setattr(Run, "record", lambda self, **values: told.append(values))
+    watcher(opened, None)
+    ((low, high, n),) = told[0]["validation"]["intervals"].values()
+    assert (low, high, n) == (None, None, 1)
+
+
+def test_losses_are_told_for_every_row(blind_run):
+    """Summed over rows they are the loss of the batches; and a row's own is what it has alone."""
+    from weft.train import session as course
+
+    opened, prepared = course.reopen(blind_run)
+    batches = course.look_at(opened, prepared, prepared.table)
+    found = losses(opened, batches)
+    assert set(found.row) == {row for batch in batches for row in batch.rows} and len(found.row) == course.SAMPLES
+    one = losses(opened, [b for b in batches if found.row[0] in b.rows])
+    assert one.of(0)[one.rows(0) == found.row[0]] == pytest.approx(found.of(0)[:1], rel=1e-4)
+    with torch.no_grad(), eager(opened.model.eval()):
+        whole = sum(float(OBJECTIVES[b.objective](opened.model, b)[1]["sums"].sum()) for b in batches)
+    assert found.sums.sum() == pytest.approx(whole, rel=1e-4)
 
 
 def test_swapping_moves_every_cell_of_the_rows_and_no_other():

@@ -175,19 +175,20 @@ class Assembler:
         """One document for next-token prediction: a trunk and branches, a lone sample, or a window of one."""
         trunk = SHARED if len(pairs) > 1 else 0
         found = [(pair, self.keep(*pair, trunk, turn)) for pair in pairs]
-        alive = [(arrow, kept) for (_, arrow), kept in found if kept is not None]
+        alive = [(row, arrow, kept) for (row, arrow), kept in found if kept is not None]
         if not alive:
             return []
-        keys = alive[0][1].keys
-        if any(kept.keys != keys for _, kept in alive):
+        keys = alive[0][2].keys
+        if any(kept.keys != keys for *_, kept in alive):
             raise WeftError(f"Rows {[row for row, _ in pairs]} were to share their beginning, which differs: {keys}.")
-        root = (
-            self._store(pairs[0][1], turn).trunks[keys] if trunk else None
-        )  # the last sample that was made flat left it there
-        pieces = [kept.piece for _, kept in alive]
+        last = self._store(alive[-1][1], turn)  # whose keeping made sure that the beginning is there
+        root = last.trunks[keys] if trunk else None
+        pieces = [kept.piece for *_, kept in alive]
         if doc.stop:
             pieces = [pack.window(piece, doc.start, doc.stop) for piece in pieces]
-        return pack.tree(root, pieces, [arrow for arrow, _ in alive], self.weights)
+        parts = pack.tree(root, pieces, [arrow for _, arrow, _ in alive], self.weights)
+        rows = iter([row for row, *_ in alive])
+        return [part if part.arrow < 0 else part._replace(row=next(rows)) for part in parts]
 
     def masked(self, pairs: list[tuple[int, int]], doc: Doc, turn: int | None) -> Document:
         """One document with hidden tokens."""
@@ -201,7 +202,7 @@ class Assembler:
         if doc.stop:
             piece, loss = pack.window(piece, doc.start, doc.stop), loss[doc.start : doc.stop]
         piece = noise.masked(piece, loss, self._rng(row, arrow, doc), words.mask, words.block("text"))
-        return [Part(piece, 0.0, 0, arrow, self.weights[arrow])]
+        return [Part(piece, 0.0, 0, arrow, self.weights[arrow], row)]
 
     def classify(self, pairs: list[tuple[int, int]], doc: Doc, turn: int | None) -> Document:
         """The inputs of one row; its label's number at the first token."""
@@ -215,7 +216,7 @@ class Assembler:
         targets = np.full(len(piece), pack.UNTRAINED, np.int32)
         targets[0] = whole.ids[loss][0] - labels.start
         piece = Piece(piece.ids, targets, piece.positions, piece.items, piece.advance)
-        return [Part(piece, 0.0, 0, arrow, self.weights[arrow])]
+        return [Part(piece, 0.0, 0, arrow, self.weights[arrow], row)]
 
     def two(
         self, pairs: list[tuple[int, int]], doc: Doc, turn: int | None, objective: str
@@ -226,7 +227,7 @@ class Assembler:
         if sample is None:
             return [], []
         weight = self.weights[arrow]
-        place = lambda piece: [Part(piece, 0.0, 0, arrow, weight)]
+        place = lambda piece: [Part(piece, 0.0, 0, arrow, weight, row)]
         if objective == "contrastive":
             return place(pack.flatten(sample.part("input"))[0]), place(pack.flatten(sample.part("output"))[0])
         if self.arrows[arrow].kind == "fill":
@@ -276,8 +277,8 @@ class Assembler:
             second.append(sources)
         stream = pack.collate(first, height, widths[0])
         batch = Batch(
-            stream.tokens, stream.targets, stream.weights, stream.arrow, total=stream.trained, real=stream.real,
-            rows=used, objective=lane.objective, head=lane.head,
+            stream.tokens, stream.targets, stream.weights, stream.arrow, stream.row, total=stream.trained,
+            real=stream.real, rows=used, objective=lane.objective, head=lane.head,
         )  # fmt: skip
         if lane.streams == 2:
             other = pack.collate(second, height, widths[1])

@@ -22,6 +22,7 @@ class Batch:
     weights  (B,T) float32 loss weight of each trained token (the arrow's weight); 0 where untrained.
              For `a <-> b` the pair's weight, at the first token of each document.
     arrow    (B,T) int64 number of the arrow a token was rendered for (to log a loss per arrow); -1: none
+    row      (B,T) int64 the table's row that a token's loss belongs to; -1: none. Stays where it was made.
     objective  name of the objective this batch is for ("next", "masked", "seq2seq", "classify", "contrastive")
     head     name of the head that predicts ("language", or of a classification)
     total    sum of the weights over the WHOLE step, all its micro-batches: the loss is sum(weight * loss) / total
@@ -33,6 +34,7 @@ class Batch:
     targets: Tensor | None = None
     weights: Tensor | None = None
     arrow: Tensor | None = None
+    row: Tensor | None = None
     source: Tokens | None = None
     total: float = 1.0
     real: int = 0

@@ -178,7 +178,9 @@ class Loader:
             unique.setdefault(tuple(content(column[row]) for column in cells), row)
         chosen = np.fromiter(unique.values(), np.int64, len(unique))
         if limit and len(chosen) > limit:
-            chosen = np.sort(np.random.default_rng([self.recipe.seed, 4, number]).permutation(chosen)[:limit])
+            # By a rank of all rows: with another table's cells in one column, nearly the same rows are taken.
+            rank = np.random.default_rng([self.recipe.seed, 4, number]).permutation(len(self.table))
+            chosen = np.sort(chosen[np.argsort(rank[chosen])[:limit]])
         if lane.objective in ("next", "seq2seq"):
             self._precode(arrow, chosen)
         found, long, broken = [], 0, 0

@@ -65,13 +65,17 @@ class Piece:
 
 
 class Part(NamedTuple):
-    """A piece in its place: where its positions start, its branch (0: trunk), and whose loss it bears."""
+    """A piece in its place: where its positions start, its branch (0: trunk), and whose loss it bears.
+
+    row is the table's, of the sample that the loss belongs to; -1: nobody's, as of a trunk.
+    """
 
     piece: Piece
     start: float = 0.0
     branch: int = 0
     arrow: int = -1
     weight: float = 1.0
+    row: int = -1
 
 
 Document = list[Part]
@@ -245,6 +249,7 @@ class Stream:
     targets: torch.Tensor
     weights: torch.Tensor
     arrow: torch.Tensor
+    row: torch.Tensor
     real: int = 0
     trained: float = field(default=0.0)  # sum of the weights
 
@@ -291,6 +296,7 @@ def collate(rows: Sequence[Sequence[Document]], height: int, length: int) -> Str
         put(targets, UNTRAINED, np.int64),
         put(weights, 0, np.float32),
         put(spread([part.arrow for part in parts], np.int64), -1, np.int64),
+        put(spread([part.row for part in parts], np.int64), -1, np.int64),
         int(lengths.sum()),
         float(weights.sum(dtype=np.float64)),
     )

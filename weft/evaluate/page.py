@@ -259,25 +259,24 @@ def forecast(facts: Facts) -> str:
 
 
 def blind(facts: Facts) -> str:
-    found = {(e["arrow"], e["column"]): e for e in facts.all("blind")}  # the last one of each
+    found = {(e["arrow"], e["column"]): e for e in facts.all("blind") if "rows" in e}  # the last one of each
     order = list(facts.recipe.get("arrows", []))
     place = lambda key: (order.index(key[0]) if key[0] in order else len(order), key[1])
     rows = []
     for arrow, column in sorted(found, key=place):
         e = found[arrow, column]
-        verdict = '<span class="bad">ignored</span>' if e.get("ignored") else '<span class="good">used</span>'
-        rise = f"{e['shuffled'] - e['loss']:+.3f}"
-        chance = f"{e['noise']:.3f}" if "noise" in e else "–"
-        rows.append(
-            (arrow_text(arrow), escape(column), f"{e['loss']:.3f}", f"{e['shuffled']:.3f}", rise, chance, verdict)
-        )
+        verdict = '<span class="good">used</span>' if e["low"] > 0 else "cannot be told from so few rows"
+        if e["ignored"]:
+            verdict = '<span class="bad">ignored</span>'
+        rise = (f"{e['shuffled'] - e['loss']:+.3f}", f"{e['low']:+.3f} to {e['high']:+.3f}", f"{e['rows']:,}")
+        rows.append((arrow_text(arrow), escape(column), f"{e['loss']:.3f}", f"{e['shuffled']:.3f}", *rise, verdict))
     if not rows:
         return ""
-    titles = ["arrow", "input swapped", "loss", "loss when swapped", "rise", "by chance", ""]
+    titles = ["arrow", "input swapped", "loss", "loss when swapped", "rise", "95 % interval", "rows", ""]
     return lead(
-        "An input that helps must hurt when it is swapped with another row's. A rise no larger than chance would make: "
-        "the model does not look."
-    ) + table(titles, rows, numbers=(2, 3, 4, 5))
+        "An input that helps must hurt when it is swapped with another row's. The same rows are compared before and "
+        "after: where no rise is seen, and none that matters fits into the interval, the model does not look."
+    ) + table(titles, rows, numbers=(2, 3, 4, 5, 6))
 
 
 def codecs(facts: Facts) -> str:

@@ -347,7 +347,8 @@ def look_at(session: Session, prepared: Prepared, table: Table) -> list[Batch]:
 
 
 def results(run: Run) -> list[dict[str, Any]]:
-    """The last validation as `weft eval --json` writes results: the loss per token of each arrow. n counts tokens."""
+    """The last validation as `weft eval --json` writes results: the loss per token of each arrow. n counts rows.
+    low and high are None where there is one row only."""
     lines = run.metrics("validation")
     if not lines:
         return []

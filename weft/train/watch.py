@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from statistics import NormalDist
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -58,19 +59,17 @@ class Evaluate:
     def __call__(self, session: Session, report: Report) -> None:
         if not due(session, session.recipe.options.evaluate_every):
             return
-        found = losses(session, self.batches)  # (batches,arrows,2)
-        sums, counts = found.sum(0).T  # (arrows,) each
-        intervals = {}
+        found = losses(session, self.batches)
+        held: dict[str, dict] = {"arrows": {}, "intervals": {}}
         for number, name in enumerate(session.names):
-            if counts[number]:
-                mean, error = spread(found[:, number])
-                intervals[name] = [mean - 1.96 * error, mean + 1.96 * error, int(counts[number])]
-        held = {
-            "loss": float(sums.sum() / max(1.0, counts.sum())),
-            "arrows": {n: s / c for n, s, c in zip(session.names, sums.tolist(), counts.tolist(), strict=True) if c},
-            "intervals": intervals,
-        }
-        session.run.record(step=session.state.step, validation=held)
+            mine = found.of(number)
+            if len(mine):
+                value, error = spread(mine)
+                wide = quantile(len(mine)) * error if len(mine) > 1 else None  # one row says nothing of its spread
+                held["arrows"][name] = value
+                held["intervals"][name] = [*((None, None) if wide is None else (value - wide, value + wide)), len(mine)]
+        loss = float(found.sums.sum() / max(1.0, found.counts.sum()))
+        session.run.record(step=session.state.step, validation={"loss": loss, **held})
 
 
 @dataclass
@@ -107,28 +106,33 @@ class Blind:
                 self.cached[column] = make()
             after = losses(session, self.cached[column])
             for name in self.users[column]:
-                number = session.names.index(name)
-                found = rise(before[:, number], after[:, number])
+                found = rise(before, after, session.names.index(name))
                 if found is None:
                     continue
-                loss, swapped, noise = found
-                ignored = swapped - loss < noise
-                session.run.record(
-                    event="blind",
-                    step=step,
-                    arrow=name,
-                    column=column,
-                    loss=loss,
-                    shuffled=swapped,
-                    noise=noise,
-                    ignored=ignored,
-                )
-                if ignored and step == steps:
+                session.run.record(event="blind", step=step, arrow=name, column=column, **asdict(found))
+                if found.ignored and step == steps:
                     self.say(
-                        f"'{name}' does not use {column}: with another row's {column} the loss goes from {loss:.3f} to "
-                        f"{swapped:.3f}, which is noise. Train longer, or see whether {column} says anything about "
-                        "the output."
+                        f"'{name}' does not use {column}: with another row's {column} the loss goes from "
+                        f"{found.loss:.3f} to {found.shuffled:.3f} (a rise of {found.low:+.3f} to {found.high:+.3f}). "
+                        f"Train longer, or see whether {column} says anything about the output."
                     )
+
+
+@dataclass(frozen=True)
+class Rise:
+    """What exchanging an input did to an arrow's loss per token, over the same `rows` rows before and after.
+
+    low, high  95 % interval of the rise
+    ignored    none is seen, and none that matters could have been missed: with few rows the interval is wide, and
+               says neither that an input is used nor that it is not
+    """
+
+    loss: float
+    shuffled: float
+    low: float
+    high: float
+    rows: int
+    ignored: bool
 
 
 def due(session: Session, every: int) -> bool:
@@ -136,44 +140,91 @@ def due(session: Session, every: int) -> bool:
     return session.state.step % every == 0 or session.state.step == session.recipe.steps
 
 
+@dataclass(frozen=True)
+class Losses:
+    """Of n samples: the table's row and the arrow of each, its loss summed over its tokens, and their number."""
+
+    row: np.ndarray
+    arrow: np.ndarray
+    sums: np.ndarray
+    counts: np.ndarray
+
+    def of(self, arrow: int) -> np.ndarray:
+        """(n,2) sums and counts of an arrow's rows, in the order of the rows."""
+        mine = self.arrow == arrow
+        return np.stack([self.sums[mine], self.counts[mine]], 1)
+
+    def rows(self, arrow: int) -> np.ndarray:
+        """(n,) numbers of those rows, each once."""
+        return self.row[self.arrow == arrow]
+
+
 @torch.no_grad()
-def losses(session: Session, batches: Iterable[Batch]) -> np.ndarray:
-    """(batches,arrows,2): the loss summed over the tokens of each arrow, and their number. Training is not touched."""
+def losses(session: Session, batches: Iterable[Batch]) -> Losses:
+    """The loss of every sample in some batches. Training is not touched."""
     model, device = session.model, session.device
     model.eval()
-    found = []
+    names, keys, found = len(session.names), [], []
     with eager(model):
         for batch in batches:
+            if batch.row is None or batch.arrow is None or not (batch.arrow >= 0).any():
+                continue
+            key = torch.where(batch.arrow >= 0, batch.row * names + batch.arrow, -1)
+            here, number = key.unique(return_inverse=True)  # an objective sums by number: here one per sample
             with autocast(device, session.recipe.options.dtype):
-                _, report = OBJECTIVES[batch.objective](model, batch.to(device))
-            here = np.zeros((len(session.names), 2))
+                _, report = OBJECTIVES[batch.objective](model, replace(batch, arrow=number).to(device))
             sums, counts = per_arrow(report)
-            here[: len(sums), 0] = sums.float().cpu().numpy()
-            here[: len(counts), 1] = counts.float().cpu().numpy()
-            found.append(here)
+            keys.append(here[: len(sums)].numpy())
+            found.append(torch.stack([sums, counts], 1).double().cpu().numpy())
     model.train()
-    return np.array(found).reshape(-1, len(session.names), 2)
+    if not found:
+        return Losses(*np.zeros((2, 0), np.int64), *np.zeros((2, 0)))
+    key, number = np.unique(np.concatenate(keys), return_inverse=True)
+    total = np.zeros((len(key), 2))
+    np.add.at(total, number, np.concatenate(found))  # a text that was cut into windows stands in several documents
+    there = (total[:, 1] > 0) & (key >= 0)
+    return Losses(key[there] // names, key[there] % names, *total[there].T)
 
 
-def rise(before: np.ndarray, after: np.ndarray) -> tuple[float, float, float] | None:
-    """Loss before, loss after, and the rise that chance would make (two standard errors), from (batches,2) sums and
-    counts.
+MATTERS = 0.05  # nats per token, or this share of the loss: a smaller rise is not worth a word
+FEW = 5  # rows; from fewer, nothing is said
 
-    None: too few batches hold the arrow to tell.
+
+def rise(before: Losses, after: Losses, arrow: int) -> Rise | None:
+    """How the loss of an arrow rose, row by row: what makes one row harder than another is the same on both sides.
+
+    None: fewer than FEW rows are on both sides.
     """
-    if min((before[:, 1] > 0).sum(), (after[:, 1] > 0).sum()) < 2:
+    _, here, there = np.intersect1d(before.rows(arrow), after.rows(arrow), return_indices=True)
+    if len(here) < FEW:
         return None
-    (loss, error), (shuffled, other) = spread(before), spread(after)
-    return loss, shuffled, 2 * math.hypot(error, other)
+    one, two = before.of(arrow)[here], after.of(arrow)[there]
+    loss, shuffled = one[:, 0].sum() / one[:, 1].sum(), two[:, 0].sum() / two[:, 1].sum()
+    mean, error = spread(np.stack([two[:, 0] / two[:, 1] * one[:, 1] - one[:, 0], one[:, 1]], 1))
+    wide = quantile(len(here)) * error
+    ignored = mean - wide <= 0 and mean + wide < max(MATTERS, MATTERS * loss)
+    return Rise(float(loss), float(shuffled), mean - wide, mean + wide, len(here), bool(ignored))
 
 
-def spread(batches: np.ndarray) -> tuple[float, float]:
-    """Loss per token, and its standard error, from (batches,2) sums and counts: how much the batches differ."""
-    sums, counts = batches[batches[:, 1] > 0].T
+def spread(rows: np.ndarray) -> tuple[float, float]:
+    """Loss per token, and its standard error, from (n,2) sums and counts: how much the rows differ."""
+    sums, counts = rows[rows[:, 1] > 0].T
     mean = sums.sum() / counts.sum()
     shares, apart = counts / counts.sum(), sums / counts - mean
     few = len(counts) / max(1, len(counts) - 1)
     return float(mean), math.sqrt(few * float((shares**2 * apart**2).sum()))
+
+
+def quantile(rows: int, level: float = 0.95) -> float:
+    """Of Student's t, for the two-sided interval of a mean of so many rows (Abramowitz & Stegun 1964, 26.7.5)."""
+    z, degrees = NormalDist().inv_cdf(0.5 + level / 2), max(1, rows - 1)
+    terms = (
+        z,
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+    )
+    return sum(term / degrees**power for power, term in enumerate(terms))
 
 
 def swapped(table: Table, column: str, rows: np.ndarray, seed: int) -> Table | None:
