@@ -310,7 +310,7 @@ def adapting(
     source: str | None, lora: str | None = None, freeze: Sequence[str] | None = None, keep: str | None = None,
     teacher: str | None = None,
 ) -> list[str]:  # fmt: skip
-    """The options of training from weights as overrides of the recipe. Raises RecipeError for what --lora cannot say."""
+    """The options of training from weights as overrides of the recipe. Raises RecipeError for an unknown word."""
     quote = json_module.dumps
     found = [f"model.source={quote(source)}"] if source else []
     names = {"r": "rank", "rank": "rank", "alpha": "alpha", "dropout": "dropout", "target": "target", "dora": "dora"}

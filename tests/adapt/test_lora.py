@@ -87,7 +87,7 @@ def test_several_adapters_lie_side_by_side() -> None:
     assert torch.equal(found[""], base)
     assert not torch.allclose(found["one"], found["two"])
     assert lora.active(model) == "two"
-    with pytest.raises(RecipeError, match="no adapter 'tow'.*'two'"):
+    with pytest.raises(RecipeError, match=r"no adapter 'tow'.*'two'"):
         lora.use(model, "tow")
 
 

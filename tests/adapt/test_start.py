@@ -92,7 +92,7 @@ def test_a_run_of_adapters_can_be_started_from(world) -> None:
 
 @pytest.mark.parametrize("words", [ADAPT, ["train.freeze=['body.input', 'attn']"], []], ids=["lora", "freeze", "full"])
 def test_a_resumed_run_gives_the_same_bits(world, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    data, folder = world
+    folder = world[1]
     name = "r" + str(len("".join(words)))
     keep = ["train.options.save_every=3", "train.options.keep=9"]
     whole = tuned(world, name, *words, *keep, steps=6)
