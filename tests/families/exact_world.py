@@ -10,9 +10,9 @@ import torch
 import transformers
 from torch import Tensor
 
-from weft.convert.hf import written
+from weft.convert.hf import converted, written
 from weft.convert.layouts import find
-from weft.convert.weights import assign, to_ours
+from weft.convert.weights import assign
 from weft.model import Model, build
 
 VOCAB = 60
@@ -56,15 +56,12 @@ def raw(model: torch.nn.Module) -> dict[str, Any]:
 def ours(model: torch.nn.Module, change: Callable[[dict[str, Tensor]], None] = lambda state: None) -> Model:
     """Our model with its weights, `change`d before they are read."""
     tree = raw(model)
-    layout = find(tree)
-    config = layout.read(tree)
-    written(layout, config, tree)  # its config.json can be written again
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     change(state)
-    if layout.prefix and not any(name.startswith(layout.prefix) for name in state):
-        state = {layout.prefix + name: tensor for name, tensor in state.items()}
+    config, tensors = converted(tree, state)
+    written(find(tree), config, tree)  # its config.json can be written again
     found = build(config, device="meta")
-    assign(found, to_ours(layout.rules(config), state, found, layout.ignore))
+    assign(found, tensors)
     return found.eval()
 
 

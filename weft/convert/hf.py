@@ -95,10 +95,8 @@ def load_hf(folder: str | Path, dtype: torch.dtype | None = torch.float32) -> Im
     if (layers := deepest(config)) > len(names):
         raise ConvertError(f"{folder}: the config has {layers:,} layers, but the files hold {len(names)} tensors.")
     theirs = {name: cast(tensor, dtype) for path in entries for name, tensor in load_file(path).items()}
-    model = build(config, device="meta")
     try:
-        theirs = without_fixed(prefixed(theirs, layout), layout, raw)
-        state = to_ours(layout.rules(config), theirs, model, layout.ignore)
+        config, state = converted(raw, theirs)
     except ConvertError as error:
         raise ConvertError(f"{folder}: {error}") from error
     files = {name: folder / name for name in COMPANIONS if (folder / name).is_file()}
@@ -111,6 +109,14 @@ def load_hf(folder: str | Path, dtype: torch.dtype | None = torch.float32) -> Im
         special=special(raw, files),
         preprocessing=read_json(files["preprocessor_config.json"]) if "preprocessor_config.json" in files else {},
     )
+
+
+def converted(raw: Raw, theirs: dict[str, Tensor]) -> tuple[c.ModelConfig, dict[str, Tensor]]:
+    """Our tree and our tensors from a config.json and its tensors. Raises ConvertError by name."""
+    layout = find(raw)
+    theirs = without_fixed(prefixed(theirs, layout), layout, raw)
+    config = layout.settle(layout.read(raw), theirs)
+    return config, to_ours(layout.rules(config), theirs, build(config, device="meta"), layout.ignore)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -201,7 +207,7 @@ def cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
 
 
 def prefixed(theirs: dict[str, Tensor], layout: Layout) -> dict[str, Tensor]:
-    """All names as the layout's rules have them: a body saved by itself lacks the prefix, old files have older names."""
+    """All names as the rules have them: a body saved by itself lacks the prefix, old files have older names."""
     for old, new in layout.older.items():
         theirs = {name.removesuffix(old) + new if name.endswith(old) else name: t for name, t in theirs.items()}
     for old, new in layout.renamed:
@@ -218,7 +224,7 @@ def without_fixed(theirs: dict[str, Tensor], layout: Layout, raw: Raw) -> dict[s
     for name, tensor in layout.fixed(raw).items():
         given = theirs.get(name)
         if given is not None and (given.shape != tensor.shape or (given.float() - tensor).abs().max() > FIXED):
-            raise ConvertError(f"{name} {tuple(given.shape)} holds other numbers than those that follow from the config.")
+            raise ConvertError(f"{name} {tuple(given.shape)} holds other numbers than follow from the config.")
     return {name: tensor for name, tensor in theirs.items() if name not in layout.fixed(raw)}
 
 

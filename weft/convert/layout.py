@@ -26,6 +26,7 @@ class Layout:
     family         the family that is written like this
     prefix         what stands before the names of the body; files without it are read as well
     bare           architectures whose own files lack the prefix
+    settle         what the tensors say better than config.json: our tree, all of theirs -> our tree
     older          endings of names in old files -> endings now
     renamed        (beginning of a name in files of other versions, what it is in the rules), tried in order
     fixed          tensors of theirs that follow from config.json alone and that weft computes (Whisper's sinusoids):
@@ -40,6 +41,7 @@ class Layout:
     family: str = ""
     prefix: str = ""
     bare: tuple[str, ...] = ()
+    settle: Callable[[ModelConfig, Mapping[str, Tensor]], ModelConfig] = lambda config, theirs: config
     older: Mapping[str, str] = field(default_factory=dict)
     renamed: tuple[tuple[str, str], ...] = ()
     fixed: Callable[[Raw], dict[str, Tensor]] | None = None

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from weft.convert.layout import Layout, Raw, architecture
-from weft.convert.layouts import bert, gpt, llama, vit
+from weft.convert.layouts import bert, clip, gpt, llama, llava, smolvlm, t5, vit
 from weft.core.config import ModelConfig
 from weft.errors import ConvertError, nearest
 
-LAYOUTS: tuple[Layout, ...] = (gpt.LAYOUT, *llama.LAYOUTS, *bert.LAYOUTS, *vit.LAYOUTS)
+LAYOUTS: tuple[Layout, ...] = (
+    gpt.LAYOUT,
+    *llama.LAYOUTS,
+    *bert.LAYOUTS,
+    t5.LAYOUT,
+    *vit.LAYOUTS,
+    *clip.LAYOUTS,
+    llava.LAYOUT,
+    *smolvlm.LAYOUTS,
+)
 
 
 def find(raw: Raw) -> Layout:
