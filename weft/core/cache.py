@@ -19,15 +19,19 @@ from weft.core.view import Layout
 from weft.errors import WeftError
 
 KeyValue = tuple[Tensor, Tensor]
+SPARE = 64  # tokens that a room has space for beyond those that it was made for
 
 
 class Growing:
     """Keeps everything. `layout` is None before the first tokens."""
 
+    roomy = True  # whether layers are kept in memory with space at its end
+
     def __init__(self) -> None:
         self.layout: Layout | None = None
         self.seen = 0  # tokens that have arrived
         self.layers: dict[int, KeyValue] = {}
+        self.rooms: dict[int, KeyValue] = {}  # the memory that `layers` look into, with space left at its end
 
     def arrive(self, new: Layout) -> Layout:
         """Tell the cache what comes; answers the layout of all keys the new tokens will meet."""
@@ -36,12 +40,29 @@ class Growing:
         return self.layout
 
     def extend(self, layer: int, key: Tensor, value: Tensor) -> KeyValue:
-        """(B,K,T,E) new ones -> (B,K,S+T,E) all."""
+        """(B,K,T,E) new ones -> (B,K,S+T,E) all. Where no gradient is asked for, old ones are seldom copied."""
         if layer in self.layers:
             old = self.layers[layer]
-            key, value = torch.cat((old[0], key), 2), torch.cat((old[1], value), 2)
+            if torch.is_grad_enabled() or not self.roomy:
+                key, value = torch.cat((old[0], key), 2), torch.cat((old[1], value), 2)
+            else:
+                key, value = self.append(layer, old, (key, value))
         self.layers[layer] = (key, value)
         return key, value
+
+    def append(self, layer: int, old: KeyValue, new: KeyValue) -> KeyValue:
+        """The old ones and the new, in a room that is twice as large whenever it has to grow."""
+        seen, total = old[0].shape[2], old[0].shape[2] + new[0].shape[2]
+        room = self.rooms.get(layer)
+        if room is None or total > room[0].shape[2] or room[0].data_ptr() != old[0].data_ptr():
+            size = max(2 * seen, total + SPARE)
+            room = tuple(t.new_empty(*t.shape[:2], size, t.shape[3]) for t in old)
+            for place, tensor in zip(room, old, strict=True):
+                place[:, :, :seen] = tensor
+            self.rooms[layer] = room = (room[0], room[1])
+        for place, tensor in zip(room, new, strict=True):
+            place[:, :, seen:total] = tensor
+        return room[0][:, :, :total], room[1][:, :, :total]
 
     def select(self, rows: Tensor) -> None:
         """Keep these rows, in this order (beams; rows that are done)."""
@@ -83,6 +104,8 @@ class Fixed(Growing):
 
 class Sliding(Growing):
     """Keeps the last `left` real tokens of each row, and the first `globals` of its last document. No branches."""
+
+    roomy = False  # what it keeps is gathered anew each time
 
     def __init__(self, left: int, globals: int = 0) -> None:
         super().__init__()

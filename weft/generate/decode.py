@@ -30,11 +30,11 @@ NONE = -1  # stands where a row produced nothing any more
 
 @dataclass(frozen=True, eq=False)
 class Rule:
-    """What may be produced: legal (V,) bool; exactly `count` tokens, or until `end` or the `context` is full."""
+    """What may be produced: legal (V,) bool; exactly `count` tokens, or until an `end` or the `context` is full."""
 
     legal: Tensor
     count: int | None
-    end: int | None
+    end: int | tuple[int, ...] | None
     context: int
 
     @staticmethod
@@ -52,7 +52,12 @@ class Rule:
     def over(self, ids: Tensor, length: Tensor) -> Tensor:
         """(B,) bool: whether these ids (B,), which make rows `length` (B,) tokens long, are the rows' last."""
         full = length >= self.context
-        return full if self.end is None else full | (ids == self.end)
+        return full | self.ends(ids)
+
+    def ends(self, ids: Tensor) -> Tensor:
+        """(...) bool: which of the ids (...) end an answer."""
+        ends = (self.end,) if isinstance(self.end, int) else self.end or ()
+        return torch.isin(ids, torch.tensor(ends, dtype=ids.dtype, device=ids.device))
 
 
 @torch.no_grad()
@@ -98,8 +103,8 @@ def steps(
             cache.select(keep)
             source = None if source is None else source.select(keep)
             alive, done, ids, produced = alive[keep], done[keep], ids[keep], produced[keep]
-        column = _column(ids.clamp_min(0), prompts.place[alive] + step)
-        stream = column if cached else _append(stream, column)
+        new = column(ids.clamp_min(0), None if prompts.plain else prompts.place[alive] + step)
+        stream = new if cached else _append(stream, new)
         with precision(device, half):
             logits = model.logits(model.hidden(stream, source, cache)[:, -1])
 
@@ -109,8 +114,10 @@ def precision(device: torch.device, half: bool) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=half)
 
 
-def _column(ids: Tensor, place: Tensor) -> Tokens:
-    """One new token per row: ids (B,), position (B,) on every axis."""
+def column(ids: Tensor, place: Tensor | None) -> Tokens:
+    """One new token per row: ids (B,), position (B,) on every axis. None: it is counted on in rows without padding."""
+    if place is None:
+        return Tokens(ids[:, None])
     return Tokens(
         ids[:, None],
         document=torch.ones(len(ids), 1, dtype=torch.int32, device=ids.device),
@@ -126,7 +133,7 @@ def _append(tokens: Tokens, column: Tokens) -> Tokens:
         left, right = getattr(tokens, name), getattr(column, name)
         return torch.cat((left, torch.zeros_like(left[:, :1]) if right is None else right), 1)
 
-    names = ("ids", "document", "branch", "span", "positions")
+    names = [n for n in ("ids", "document", "branch", "span", "positions") if getattr(tokens, n) is not None]
     media = tuple(replace(m, at=m.at + m.at // length) for m in tokens.media)
     return Tokens(**{name: joined(name) for name in names}, media=media)
 
@@ -149,4 +156,4 @@ def decode(
 
 def finished(ids: np.ndarray, rule: Rule) -> bool:
     """Whether a row came to its own end, rather than to the end of the context."""
-    return rule.end is None or (len(ids) > 0 and int(ids[-1]) == rule.end)
+    return rule.end is None or (len(ids) > 0 and bool(rule.ends(torch.tensor(int(ids[-1])))))

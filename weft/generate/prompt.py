@@ -32,6 +32,12 @@ class Prompts:
     place: Tensor
     source: Tokens | None = None
 
+    @property
+    def plain(self) -> bool:
+        """Whether the rows are ids without padding, which nothing has to tell apart."""
+        tokens = self.tokens
+        return tokens.document is None and tokens.positions is None and not tokens.media
+
     def to(self, device: torch.device | str) -> Prompts:
         source = None if self.source is None else self.source.to(device)
         return Prompts(self.tokens.to(device), self.last.to(device), self.place.to(device), source)
