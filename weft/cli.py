@@ -10,10 +10,12 @@ Nothing here imports torch: `weft --help` answers at once.
 from __future__ import annotations
 
 import errno
+import functools
+import inspect
 import json as json_module
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -110,7 +112,25 @@ Teacher = Annotated[
 ]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.", show_default=False)]
 KEY = re.compile(r"""[A-Za-z_]\w*(\.([\w-]+|"[^"]*"|'[^']*'))*\s*=""")  # a dotted key and its =: no arrow starts so
+Adapted = Sequence[str]  # the five options From ... Teacher as overrides of the recipe, by `adaptable`
 PREDICT_WORDS = {"allow_extra_args": True, "ignore_unknown_options": True}  # --COLUMN is known only once the arrow is
+
+
+def adaptable(command: Callable[..., None]) -> Callable[..., None]:
+    """A command with the options of training from weights, declared once; it gets them as overrides, `adapted`."""
+    options = {"source": From, "lora": Adapter, "freeze": Freeze, "keep": Keep, "teacher": Teacher}
+
+    @functools.wraps(command)
+    def run(**given: Any) -> None:
+        command(adapted=adapting(**{name: given.pop(name) for name in options}), **given)
+
+    signature = inspect.signature(command, eval_str=True)
+    own = [p.replace(kind=p.KEYWORD_ONLY) for p in signature.parameters.values() if p.name != "adapted"]
+    only = inspect.Parameter.KEYWORD_ONLY
+    more = [inspect.Parameter(name, only, default=None, annotation=option) for name, option in options.items()]
+    run.__signature__ = signature.replace(parameters=[*own, *more])  # type: ignore[attr-defined]
+    run.__annotations__ = {p.name: p.annotation for p in [*own, *more]}
+    return run
 
 
 @app.callback(invoke_without_command=True)
@@ -122,30 +142,31 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
 
 
 @app.command()
+@adaptable
 def plan(
-    words: Words = None, family: Family = None, seed: Seed = None, source: From = None, lora: Adapter = None,
-    freeze: Freeze = None, teacher: Teacher = None, json: Json = False,
-) -> None:  # fmt: skip
+    words: Words = None, family: Family = None, seed: Seed = None, json: Json = False, adapted: Adapted = ()
+) -> None:
     """Say what a run would do: columns, arrows, which tokens are trained, size, memory and time."""
     data, arrows, overrides = split_words(words)
-    overrides = [*adapting(source, lora, freeze, teacher=teacher), *overrides]
+    overrides = [*adapted, *overrides]
     found = weft.plan(data, *arrows, family=family, overrides=with_seed(overrides, seed))
     print_json(found) if json else print(found)
 
 
 @app.command()
+@adaptable
 def check(
-    words: Words = None, family: Family = None, seed: Seed = None, source: From = None, lora: Adapter = None,
-    freeze: Freeze = None, teacher: Teacher = None, json: Json = False,
-) -> None:  # fmt: skip
+    words: Words = None, family: Family = None, seed: Seed = None, json: Json = False, adapted: Adapted = ()
+) -> None:
     """Prove on your own rows that training, packing, decoding and resuming are right. Under a minute."""
     data, arrows, overrides = split_words(words)
-    overrides = [*adapting(source, lora, freeze, teacher=teacher), *overrides]
+    overrides = [*adapted, *overrides]
     found = weft.check(data, *arrows, family=family, overrides=with_seed(overrides, seed))
     print_json(found) if json else print(found)
 
 
 @app.command()
+@adaptable
 def train(
     words: Words = None,
     out: Annotated[Path | None, typer.Option(help="The run directory to make.", show_default=False)] = None,
@@ -154,17 +175,13 @@ def train(
     resume: Annotated[Path | None, typer.Option(help="Go on with this run, bit for bit.", show_default=False)] = None,
     family: Family = None,
     seed: Seed = None,
-    source: From = None,
-    lora: Adapter = None,
-    freeze: Freeze = None,
-    keep: Keep = None,
-    teacher: Teacher = None,
     no_check: Annotated[bool, typer.Option("--no-check", help="Leave out the proofs before training.")] = False,
     json: Json = False,
+    adapted: Adapted = (),
 ) -> None:
     """Train one model on all arrows. Ctrl-C saves and leaves; --resume goes on as if nothing had happened."""
     if resume is not None:
-        if words or out is not None or family or seed is not None or source or lora or freeze or keep or teacher:
+        if words or out is not None or family or seed is not None or adapted:
             raise RecipeError(
                 "--resume goes on with the run's own recipe: it takes no data, arrows, --out, --family, --seed, "
                 "--from, --lora, --freeze, --keep or --teacher."
@@ -172,7 +189,6 @@ def train(
         run = weft.train(resume=resume, minutes=minutes, steps=steps, json=json)
     else:
         data, arrows, overrides = split_words(words)
-        adapted = adapting(source, lora, freeze, keep, teacher)
         overrides = [*adapted, *with_seed(overrides, seed), *(["train.options.check=false"] if no_check else [])]
         run = weft.train(
             data, *arrows, out=out, minutes=minutes, steps=steps, family=family, overrides=overrides, json=json
@@ -195,6 +211,8 @@ def predict(
     top_k: Annotated[int, typer.Option(help="Only the k likeliest tokens; 0: all.")] = 0,
     top_p: Annotated[float, typer.Option(help="Only the likeliest tokens that make up this share.")] = 1.0,
     seed: Annotated[int, typer.Option(help="For temperature > 0.")] = 0,
+    adapter: Annotated[str, typer.Option(metavar="NAME", help="One of RUN/adapters, or a path; none: the base alone.",
+                       show_default=False)] = "",
     json: Json = False,
 ) -> None:  # fmt: skip
     """Produce an arrow's output. Text is printed; pictures and sounds become files, whose paths are printed."""
@@ -208,7 +226,9 @@ def predict(
         rows = table_rows(table, parsed)
     else:
         rows = [check_inputs(parsed, given)]
-    values = weft.predict(run, arrow, rows, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+    values = weft.predict(
+        run, arrow, rows, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, adapter=adapter
+    )
     name = parsed.outputs[0].name
     shown = [present(value, out or run / "predictions", name) for value in values]
     if json:
@@ -270,10 +290,11 @@ def export(
     run: RunPath,
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to write; new.", show_default=False)],
     to: Annotated[str, typer.Option(help="hf: a model directory of the Hugging Face hub's form.")] = "hf",
+    merge: Annotated[bool, typer.Option("--merge", help="Put the adapter that was trained into the weights.")] = False,
     json: Json = False,
 ) -> None:
     """Write a run's model for other programs."""
-    path = weft.export(run, folder, to=to)
+    path = weft.export(run, folder, to=to, merge=merge)
     print_json({"export": str(path)}) if json else print(path)
 
 

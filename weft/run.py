@@ -50,12 +50,14 @@ class Run:
 
     path    the directory
     recipe  as resolved so far
+    merge   whether `model` puts the adapter that was trained into the weights
     source  the table, where it was given in memory and `recipe.data` names no file
     """
 
     path: Path
     recipe: Recipe
     source: Any = None
+    merge: bool = False
 
     @classmethod
     def create(cls, path: str | Path, recipe: Recipe, command: str = "", source: Any = None) -> Run:
@@ -146,6 +148,7 @@ class Run:
         """
         from safetensors.torch import load_file
 
+        from weft.adapt.merge import plain
         from weft.adapt.start import load_start, make
         from weft.model import build
         from weft.train.checkpoint import fill
@@ -165,7 +168,7 @@ class Run:
                 f"{self.path / WEIGHTS} cannot be read ({error}). Copy it from the newest checkpoint."
             ) from error
         fill(model, {**{name: t for name, t in before.items() if name not in weights}, **weights})
-        return model.to(device).eval()
+        return (plain(model) if self.merge else model).to(device).eval()
 
     # ------------------------------------------------------------------------------------------------ what is written
 

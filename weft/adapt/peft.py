@@ -6,8 +6,8 @@
     ├── weft.json                    SHA-256 of the base
     └── weft.safetensors             what an adapter cannot hold and was trained: new rows, stems, heads
 
-Names are the family's own, by its table: our fused qkv has an adapter for each of q, k and v, as theirs. Where theirs is
-fused and ours is in parts (GPT-2's c_attn), A's are laid one under the other and B's on a diagonal; equal A's once.
+Names are the family's own, by its table: our fused qkv has an adapter for each of q, k and v, as theirs. Where theirs
+is fused and ours is in parts (GPT-2's c_attn), A's are laid one under the other and B's on a diagonal; equal A's once.
 
 Shape letters:  I inputs  O outputs  r rank
 """
@@ -206,7 +206,8 @@ def lay(
     for path, modules in by_path.items():
         outputs, ranks = dict(sizes[path]), {}
         for module in modules:
-            check(module, found[module], sum(outputs[p] for p in known[module].parts), model.get_submodule(path), folder)
+            size = sum(outputs[part] for part in known[module].parts)
+            check(module, found[module], size, model.get_submodule(path), folder)
             ranks |= dict.fromkeys(known[module].parts, len(found[module]["lora_A"]))
         dora = bool(config.get("use_dora"))
         recipe = Lora(1, 1.0, (), float(config.get("lora_dropout", 0.0)), dora)

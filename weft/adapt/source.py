@@ -18,8 +18,8 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from weft.adapt import lora
-from weft.adapt.start import BASE, START, Start, digest, join_rows, rows
+from weft.adapt.merge import plain
+from weft.adapt.start import BASE, START, Start, digest, rows
 from weft.arrows.vocabulary import Vocabulary
 from weft.convert.hf import Imported
 from weft.convert.load import read
@@ -135,13 +135,5 @@ def of_text(config: ModelConfig, special: dict[str, list[int]]) -> Vocabulary:
 
 def merged(run: Run) -> dict[str, Tensor]:
     """The weights of a run under plain names: adapters and new rows put where they belong."""
-    model = run.model()
-    plain(model)
+    model = plain(run.model())
     return {name: parameter.detach() for name, parameter in model.named_parameters()}
-
-
-def plain(model: Any, name: str = lora.DEFAULT) -> None:
-    """Merge an adapter into the model, if it has any, and the new rows into their tables."""
-    if lora.adapters(model):
-        lora.merge(model, name)
-    join_rows(model)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -80,14 +81,21 @@ def told(run: Run) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def export(run: str | Path | Run, folder: str | Path, to: str = "hf") -> Path:
+def export(run: str | Path | Run, folder: str | Path, to: str = "hf", merge: bool = False) -> Path:
     """Write a run's model for other programs: `weft.export("runs/mine", "models/mine", to="hf")`.
 
+    merge  of a run that trained an adapter: put it into the weights
     Raises ConvertError for a target that is not known, or one that cannot say all of the model.
     """
     if to not in TARGETS:
         raise ConvertError(f"weft cannot export to {to!r}.{nearest(to, TARGETS)}")
     run = run if isinstance(run, Run) else Run.open(run)
+    if run.recipe.model.lora.rank and not merge:
+        raise ConvertError(
+            f"{run.path} holds an adapter beside its base. Merge them with --merge; the adapter by itself, as peft "
+            f"reads it, lies in {run.path / 'adapter'}."
+        )
+    run = replace(run, merge=merge)
     return reached(TARGETS[to])(run, Path(folder))
 
 

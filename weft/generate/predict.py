@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from weft.adapt.shelf import Shelf
 from weft.arrows.sample import Sample
 from weft.errors import ArrowError, DataError, WeftError, nearest
 from weft.generate.decode import Rule, decode, finished, precision, steps
@@ -42,15 +43,27 @@ class Produced:
 class Predictor:
     """A run's model and renderer, loaded once, ready for any of its arrows.
 
-    device  "" picks a GPU where there is one
+    device   "" picks a GPU where there is one
+    adapter  see `use`
     """
 
-    def __init__(self, run: Run | str | Path, model: Any = None, device: str = "") -> None:
+    def __init__(self, run: Run | str | Path, model: Any = None, device: str = "", adapter: str = "") -> None:
         self.run = run if isinstance(run, Run) else Run.open(run)
         self.renderer = self.run.renderer
         self.model = model if model is not None else self.run.model(device or best_device())
         self.length = self.run.recipe.train.length
         self.half = self.run.recipe.train.options.dtype == "bfloat16"  # as it was trained
+        self._shelf: Shelf | None = None
+        if adapter:
+            self.use(adapter)
+
+    def use(self, adapter: str) -> None:
+        """Answer with an adapter from now on: by name in RUN/adapters, by path, "none": the base, "": as saved.
+
+        Raises RunError for one that is not there, ConvertError for one made for another base.
+        """
+        self._shelf = self._shelf or Shelf(self.run, self.model)
+        self._shelf.use(adapter)
 
     def find(self, arrow: str | int) -> int:
         """The number of an arrow. Raises ArrowError for one that the run does not have."""
@@ -294,6 +307,7 @@ def predict(
     repetition: float = 1.0,
     seed: int = 0,
     batch: int = 0,
+    adapter: str = "",
     **columns: Any,
 ) -> list[Any]:
     """What the run's model produces for each row: str for text and labels, (S,S,3) uint8, or (S,) float32 at 16 kHz.
@@ -303,6 +317,7 @@ def predict(
     sampling see `Sampling`. temperature None: 0, but 1 for pictures, drawn again while the run's reverse arrow
              does not read them as asked. A draw depends on the seed and on what is asked, not on the batch.
     batch    rows decoded at once; 0: as many as are quick
+    adapter  by name in RUN/adapters or by path; "none": the base alone
 
     Always returns a list, of one value for one record. Raises ArrowError for an arrow the run does not have, DataError
     for a missing input or media that cannot be decoded.
@@ -310,7 +325,7 @@ def predict(
     records, _ = as_records(rows, columns)
     if not records:
         return []
-    predictor = run if isinstance(run, Predictor) else Predictor(run)
+    predictor = run if isinstance(run, Predictor) else Predictor(run, adapter=adapter)
     usual = predictor.default(predictor.find(arrow)) if temperature is None else Sampling(temperature)
     sampling = replace(usual, top_k=top_k, top_p=top_p, min_p=min_p, repetition=repetition, seed=seed)
     return [one.value for one in predictor.produce(arrow, records, sampling, batch=batch)]

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 
 import weft
+from weft.adapt.shelf import save as save_adapter
 from weft.adapt.start import load_start, make
 from weft.arrows.resolve import describe
 from weft.core.config import to_tree
@@ -395,6 +396,8 @@ def finish(session: Session, prepared: Prepared, stopped: str, seconds: float) -
         skipped=skipped, hit={key: value / promised[key] for key, value in was.items()},
     )  # fmt: skip
     replace_text(run.path / "card.md", card(session, prepared))
+    if (adapter := save_adapter(run, session.model)) is not None:
+        speak(f"the adapter by itself, as peft reads it: {adapter}")
     if stopped:
         speak(f"{stopped}: saved after step {state.step:,}. Go on with: weft train --resume {run.path}")
         return
