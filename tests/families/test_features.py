@@ -25,7 +25,7 @@ VOCAB, DIM, FEATURES = 50, 32, 12
 ALL = list(families.FAMILIES)
 DECODING = [name for name in ALL if families.FAMILIES[name].kind in ("decoder", "encoder-decoder")]
 DECODERS = [name for name in ALL if families.FAMILIES[name].kind == "decoder"]
-WINDOWED = [name for name in DECODERS if name != "rnn"]
+WINDOWED = [name for name in DECODERS if name not in ("rnn", "llava", "smolvlm")]
 ATTENDING = [name for name in ALL if name not in ("rnn", "birnn")]
 ONE_STREAM = [name for name in ALL if families.FAMILIES[name].kind != "dual"]
 

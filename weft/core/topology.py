@@ -152,18 +152,19 @@ class Encoder(nn.Module):
         self.bridge = make_bridge(config.bridge, config.tower.stack.dim, dim)
 
     def forward(self, media: Media, tokens: Tokens, record: Recorder | None = None) -> Tensor:  # (M,F) -> (M,D)
-        inner = alone(media, tokens, self.config.tower.input.opening, self.bridge.factor)
+        inner, at = alone(media, tokens, self.config.tower.input.opening, self.bridge.factor)
         layout = Layout.of(inner)
         x = self.tower.input(inner, layout)
         view = sight(self.config.tower.stack, x, layout, record=record)
         plain = self.config.layer == -1 and self.config.normed
         layers = None if plain else self.config.tower.stack.depth + 1 + self.config.layer
         hidden = self.tower.stack(x, view) if plain else self.tower.stack(x, view, layers)
-        return self.bridge(hidden.flatten(0, 1)[inner.media[0].at])  # (n,T,D') -> (N,D') -> (M,D)
+        return self.bridge(hidden.flatten(0, 1)[at])  # (n,T,D') -> (N,D') -> (M,D)
 
 
-def alone(media: Media, tokens: Tokens, opening: tuple[int, ...], factor: int) -> Tokens:
-    """Items of a stream as rows of their own, n of them: the opening ids, then patches row by row."""
+def alone(media: Media, tokens: Tokens, opening: tuple[int, ...], factor: int) -> tuple[Tokens, Tensor]:
+    """Items of a stream as rows of their own, n of them: the opening ids, then patches row by row. And (N,) where the
+    patches of each token of the stream have come to stand, those of a square together."""
     item, count = items(media, tokens)
     device, head = item.device, len(opening)
     start = torch.searchsorted(item, torch.arange(count, device=device))
@@ -187,13 +188,15 @@ def alone(media: Media, tokens: Tokens, opening: tuple[int, ...], factor: int) -
     positions = torch.arange(length, device=device).float()[None, :, None].repeat(count, 1, 3).flatten(0, 1)
     positions[at] = torch.cat((torch.zeros_like(where[:, :1]), where), 1).float() + head
     real = torch.arange(length, device=device) < lengths[:, None]
-    return Tokens(
+    order = at.argsort()  # media stand in the order of their places
+    inner = Tokens(
         ids,
         document=None if grid is not None else real.int(),
         span=span.unflatten(0, (count, length)),
         positions=positions.unflatten(0, (count, length)),
-        media=(Media(media.kind, cut(media.values, factor), at, grid),),
+        media=(Media(media.kind, cut(media.values, factor)[order], at[order], grid),),
     )
+    return inner, at
 
 
 def coordinates(media: Media, tokens: Tokens, item: Tensor, count: int, place: Tensor) -> Tensor:

@@ -7,13 +7,12 @@ from typing import Any
 
 from weft.core.config import ModelConfig
 from weft.errors import RecipeError, nearest
-from weft.families import bert, clip, gpt, llama, rnn, t5, vit
+from weft.families import bert, clip, gpt, llama, llava, longformer, rnn, smolvlm, t5, vit, whisper
 from weft.families import weft as native
 from weft.families.family import Family, Wanted
 
-FAMILIES: dict[str, Family] = {
-    f.name: f for f in (*(module.FAMILY for module in (native, gpt, llama, bert, t5, vit, clip)), rnn.FAMILY, rnn.BOTH)
-}
+MODULES = (native, gpt, llama, bert, t5, vit, clip, llava, smolvlm, rnn, whisper, longformer)
+FAMILIES: dict[str, Family] = {f.name: f for f in (*(module.FAMILY for module in MODULES), rnn.BOTH, clip.SIGLIP_FAMILY)}
 
 
 def make(
