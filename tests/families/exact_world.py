@@ -1,4 +1,4 @@
-"""Tiny random models of transformers, and the same weights as a model of weft by its layouts, without a file between."""
+"""Tiny random models of transformers, and their weights as models of weft by its layouts, without a file between."""
 
 from __future__ import annotations
 

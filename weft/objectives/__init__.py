@@ -9,7 +9,7 @@ from torch import Tensor
 from weft.data.batch import Batch
 from weft.model import Model
 from weft.objectives.contrast import align
-from weft.objectives.predict import classify, masked, next_token, seq2seq
+from weft.objectives.predict import classify, masked, next_token, seq2seq, span, tag
 from weft.objectives.report import Report
 
 OBJECTIVES: dict[str, Callable[[Model, Batch], tuple[Tensor, Report]]] = {
@@ -17,5 +17,7 @@ OBJECTIVES: dict[str, Callable[[Model, Batch], tuple[Tensor, Report]]] = {
     "masked": masked,
     "seq2seq": seq2seq,
     "classify": classify,
+    "tag": tag,
+    "span": span,
     "contrastive": align,
 }

@@ -2,10 +2,11 @@
 
     next      the next token                    masked    the hidden token
     seq2seq   the next token, a source given    classify  the label, at the first token of each document
+    tag       a label at each token             span      where in its document the answer begins and ends
 
-They differ in what the batch holds, not in the loss.
+All but the last differ in what the batch holds, not in the loss.
 
-Shape letters:  B rows  T tokens  n trained tokens  D width  V vocabulary or classes
+Shape letters:  B rows  T tokens  n trained tokens  D width  V vocabulary or classes  G documents
 """
 
 from __future__ import annotations
@@ -74,3 +75,31 @@ def seq2seq(model: Model, batch: Batch) -> tuple[Tensor, Report]:
 def classify(model: Model, batch: Batch) -> tuple[Tensor, Report]:
     """The label's number at the first token of each document, by the head that the batch names."""
     return predict(model, batch, batch.head)
+
+
+def tag(model: Model, batch: Batch) -> tuple[Tensor, Report]:
+    """A label at every token that has one, by the head that the batch names."""
+    return predict(model, batch, batch.head)
+
+
+def span(model: Model, batch: Batch) -> tuple[Tensor, Report]:
+    """Devlin et al. 2018, section 4.2: the answer's first and last token, each by a softmax over its document's tokens.
+
+    targets (B,T): 1 the first token, 2 the last, 3 both in one, 0 or -100 elsewhere. The loss is half of either's cross
+    entropy; a document's weight is that of its answer's tokens.
+    """
+    if batch.targets is None:
+        raise WeftError("The objective 'span' needs targets, but the batch has none.")
+    logits = model.logits(model.hidden(batch.tokens), batch.head).float().flatten(0, 1)  # (B,T,2) -> (B*T,2)
+    document = torch.ones_like(batch.tokens.ids) if batch.tokens.document is None else batch.tokens.document.long()
+    row = torch.arange(len(document), device=document.device)[:, None]
+    _, group = (row * (int(document.max()) + 1) + document).flatten().unique(return_inverse=True)  # (B*T,) 0..G-1
+    top = logits.detach().amax(0)
+    sums = logits.new_zeros(int(group.max()) + 1, 2).index_add(0, group, (logits - top).exp())  # (G,2)
+    losses = top + sums.log()[group] - logits  # (B*T,2)
+    targets = batch.targets.flatten().clamp(min=0)
+    place, end = torch.stack((targets & 1, targets >> 1 & 1), 1).nonzero(as_tuple=True)  # (n,) token, first or last
+    chosen = losses[place, end]
+    weights = 1.0 if batch.weights is None else batch.weights.flatten()[place]
+    arrow = None if batch.arrow is None else batch.arrow.flatten()[place]
+    return (weights * chosen).sum() / 2 / batch.total, report(chosen, arrow, batch)

@@ -178,8 +178,11 @@ def architecture(config: c.ModelConfig) -> str:
 
 def rules(dialect: Dialect, config: c.ModelConfig) -> tuple[Rule, ...]:
     """The table of names, with the config's own name for a classification head."""
-    own = {"label": c.Classify, "tag": c.Tag, "span": c.Span}
     table = NAMES[dialect.names]
+    words = config.heads.get("language")
+    if isinstance(words, c.Language) and not words.tied:  # an untied head has a bias of its own beside the one unused
+        table = tuple(replace(r, optional=False) for r in table if r.ours != "heads.language.bias" or r.optional)
+    own = {"label": c.Classify, "tag": c.Tag, "span": c.Span}
     for ours, kind in own.items():
         named = [
             name for name, head in config.heads.items() if type(head) is kind and name not in ("order", "replaced")
@@ -202,13 +205,16 @@ def layout(dialect: Dialect) -> Layout:
         partial(read, dialect),
         partial(write, dialect),
         partial(rules, dialect),
-        # Counted, not learned; heads of the pretraining that a published body still carries.
+        # Counted, not learned; heads of the pretraining that a published body still carries; the bias that an untied
+        # head does not use.
         ignore=(
             prefix + "embeddings.position_ids",
             prefix + "embeddings.token_type_ids",
             "bert.pooler.*",
             "roberta.pooler.*",
             "cls.seq_relationship.*",
+            "cls.predictions.bias",
+            "lm_head.bias",
         ),
         family="bert",
         prefix=prefix,
