@@ -98,7 +98,7 @@ def test_shapes(name: str) -> None:
 def test_backward_reaches_every_parameter(name: str) -> None:
     model, tokens = tiny(name, labels={"label:mood": 3}, language=True), with_image()
     if model.kind == "dual":
-        loss = (model.embed(tokens, "left") @ model.embed(Tokens(ids(2, 6)), "right").T * model.body.sharpness).sum()
+        loss = model.body.scores(model.embed(tokens, "left"), model.embed(Tokens(ids(2, 6)), "right")).sum()
     else:
         side = tokens if model.kind == "encoder-decoder" else None
         hidden = model.hidden(Tokens(ids(2, 10)) if side else tokens, side)

@@ -9,7 +9,7 @@ What is missing, left over or of another shape stops the conversion, by name.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 import torch
@@ -148,8 +148,10 @@ def to_theirs(rules: Iterable[Rule], model: nn.Module, state: Mapping[str, Tenso
         if match.ours in used:
             continue  # a second name that files may have
         tensor, writes = state[match.ours], [write for _, write in hows(match.rule, len(match.theirs))]
-        counts = sizes(model, match.ours, len(match.theirs), tensor)
-        for name, piece, write in zip(match.theirs, tensor.split(counts), writes, strict=True):
+        pieces: Sequence[Tensor] = [tensor]
+        if len(match.theirs) > 1:
+            pieces = tensor.split(sizes(model, match.ours, len(match.theirs), tensor))
+        for name, piece, write in zip(match.theirs, pieces, writes, strict=True):
             if name:
                 out[name] = write(piece).contiguous()
         used.add(match.ours)

@@ -103,8 +103,12 @@ def finite(seen: Tensor | None, at: Tensor, k: Layout) -> Tensor:
 
 def gathered(layout: Layout, at: Tensor) -> Layout:
     """The layout of the tokens at (R,G)."""
-    rows = max(len(at), *(len(t) for t in (layout.index, layout.order)))
-    pick: Callable[[Tensor], Tensor] = lambda t: t.expand(rows, *t.shape[1:]).gather(1, at.expand(rows, -1))
+    rows = max(len(at), len(layout.index), len(layout.order))
+
+    def pick(t: Tensor) -> Tensor:
+        wide = max(rows, len(t))
+        return t.expand(wide, -1).gather(1, at.expand(wide, -1))
+
     return replace(layout, place=None, span=None).map(pick)
 
 
@@ -115,10 +119,10 @@ def band(pattern: c.Window, layout: Layout, marks: Marked | None, dtype: torch.d
     count = -(-len(layout) // chunk)
     width = left + chunk + right
     plain = replace(layout, place=None, span=None, branch=None, globals=None)
-    rows = max(1, *(len(t) for t in (plain.index, plain.order) if t is not None))
     if marks is not None:
         plain.globals = (marks.slot >= 0).int()
-    plain = plain.map(lambda t: t.expand(rows if len(t) == 1 else len(t), -1))
+    rows = max(len(t) for t in (plain.index, plain.order, plain.document, plain.globals) if t is not None)
+    plain = plain.map(lambda t: t.expand(rows, -1))
 
     def cut(fill: Callable[[Tensor], int], before: int, after: int, size: int) -> Layout:
         """Every tensor (R,T) filled up on both sides and cut into pieces, (R*n,size)."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from weft.core import config as c
-from weft.core.attention import CrossAttention
+from weft.core.attention import Attention, attend
 from weft.core.feedforward import FeedForward
 from weft.core.layers import Linear
 from weft.core.mask import View
@@ -42,16 +42,19 @@ class AttentionPool(nn.Module):
     def __init__(self, config: c.AttentionPool, dim: int) -> None:
         super().__init__()
         self.probe = nn.Parameter(torch.empty(1, dim))
-        self.attn = CrossAttention(config.attention, dim, dim, 0)
+        self.attn = Attention(config.attention, dim, 0)
         self.norm = make_norm(config.norm, dim)
         self.ffn = FeedForward(config.feedforward, dim)
 
     def forward(self, hidden: Tensor, tokens: Tokens) -> Tensor:  # (B,T,D) -> (B,D)
-        view = View(memory=hidden)
+        view, attn = View(), self.attn
         if tokens.document is not None:
             real = tokens.document > 0
             view.mask = additive((real | ~real.any(1, keepdim=True))[:, None], hidden.dtype)  # (B,1,1,T)
-        x = self.attn(self.probe.to(hidden.dtype).expand(len(hidden), 1, -1), view)  # (B,1,D)
+        asking = self.probe.to(hidden.dtype).expand(len(hidden), 1, -1)
+        q = attn.split(attn.qkv(asking))[0].transpose(1, 2)  # (B,H,1,E)
+        k, v = (t.transpose(1, 2) for t in attn.split(attn.qkv(hidden))[1:])  # (B,K,T,E)
+        x = attn.out(attend(q, k, v, view, scale=attn.scale, layer=0, part="pool"))  # (B,1,D)
         return (x + self.ffn(self.norm(x)))[:, 0]
 
 

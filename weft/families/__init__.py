@@ -12,7 +12,8 @@ from weft.families import weft as native
 from weft.families.family import Family, Wanted
 
 MODULES = (native, gpt, llama, bert, t5, vit, clip, llava, smolvlm, rnn, whisper, longformer)
-FAMILIES: dict[str, Family] = {f.name: f for f in (*(module.FAMILY for module in MODULES), rnn.BOTH, clip.SIGLIP_FAMILY)}
+SECOND = (rnn.BOTH, clip.SIGLIP_FAMILY)  # of a module that has two
+FAMILIES: dict[str, Family] = {f.name: f for f in (*(module.FAMILY for module in MODULES), *SECOND)}
 
 
 def make(

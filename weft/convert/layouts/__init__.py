@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from weft.convert.layout import Layout, Raw, architecture
-from weft.convert.layouts import bert, clip, gpt, llama, llava, smolvlm, t5, vit
+from weft.convert.layouts import bert, clip, gpt, llama, llava, longformer, smolvlm, t5, vit, whisper
 from weft.core.config import ModelConfig
 from weft.errors import ConvertError, nearest
 
@@ -14,6 +14,8 @@ LAYOUTS: tuple[Layout, ...] = (
     t5.LAYOUT,
     *vit.LAYOUTS,
     *clip.LAYOUTS,
+    whisper.LAYOUT,
+    longformer.LAYOUT,
     llava.LAYOUT,
     *smolvlm.LAYOUTS,
 )
