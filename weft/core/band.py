@@ -64,7 +64,7 @@ class Band:
 
 
 def bands(pattern: c.Window, layout: Layout) -> bool:
-    """Whether a row is long enough for bands, and one where tokens that are near in the document are near in the row."""
+    """Whether a row is long enough for bands, and tokens near each other in a document are near in the row."""
     if len(layout) < 2 * (pattern.left + pattern.right) + LEAST or layout.branch is not None:
         return False
     if layout.document is None:
@@ -149,7 +149,7 @@ def band(pattern: c.Window, layout: Layout, marks: Marked | None, dtype: torch.d
 
 def attend_band(q: Tensor, k: Tensor, v: Tensor, band: Band, marks: Marked | None, scale: float | None) -> Tensor:
     """(B,H,T,E), (B,K,T,E) twice -> (B,T,H*E)."""
-    batch, heads, length, width = q.shape
+    batch, heads, length = q.shape[:3]
     count, size = band.mask.shape[1], band.left + band.chunk + band.right
     tail = count * band.chunk - length
     asking = F.pad(q, (0, 0, 0, tail)).unflatten(2, (count, band.chunk)).transpose(1, 2)  # (B,n,H,C,E)

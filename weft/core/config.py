@@ -421,7 +421,7 @@ Pool = str | AtToken | AttentionPool  # "first", "last", "mean"
 class DualEncoderConfig:
     """Two towers into one space of `width` (CLIP, SigLIP).
 
-    left_pool, right_pool        how each row becomes one vector: "first" or "last" token, "mean", AtToken, AttentionPool
+    left_pool, right_pool        how each row becomes one vector: "first", "last", "mean", AtToken or AttentionPool
     left_project, right_project  the matrix behind it; None: that side has `width` already
     bias                         where the learned number added to all scores starts; None: there is none
     """

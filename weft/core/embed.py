@@ -153,7 +153,7 @@ class ConvStem(nn.Module):
 
 
 class FrameStem(nn.Module):
-    """Whisper's: (N,2*M) -> (N,D) by two convolutions over the frames of each item; outside of it is nothing (zeros)."""
+    """Whisper's: (N,2*M) -> (N,D) by two convolutions over the frames of each item; outside of it are zeros."""
 
     def __init__(self, config: c.FrameStem, dim: int) -> None:
         super().__init__()

@@ -23,7 +23,7 @@ class Recorder:
         self.weights[(self.stack, layer, part)] = weights.detach()
 
     def overlay(self, layer: int, put: Callable[[Tensor, Tensor], Tensor]) -> None:
-        """Rows of "self" that are computed apart, for global tokens, come into their places: `put` (B,T,..), (B,G,..)."""
+        """Rows of "self" computed apart, for global tokens, come into their places: `put` (B,T,..), (B,G,..)."""
         apart = self.weights.pop((self.stack, layer, "globals"))  # (B,H,G,S)
         whole = self.weights[(self.stack, layer, "self")]
         self.weights[(self.stack, layer, "self")] = put(whole.transpose(1, 2), apart.transpose(1, 2)).transpose(1, 2)

@@ -56,7 +56,7 @@ class Block(nn.Module):
 
 
 class LayerScale(nn.Module):
-    """x times a learned factor per feature: a part that starts small leaves the stream as it is (Touvron et al. 2021)."""
+    """x times a learned factor per feature: parts that start small leave the stream as it is (Touvron et al. 2021)."""
 
     def __init__(self, start: float, dim: int) -> None:
         super().__init__()

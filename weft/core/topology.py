@@ -262,7 +262,8 @@ class DualEncoder(nn.Module):
         super().__init__()
         self.config = config
         self.left, self.right = Tower(config.left), Tower(config.right)
-        self.left_pool, self.right_pool = make_pool(config.left_pool, config.left), make_pool(config.right_pool, config.right)
+        self.left_pool = make_pool(config.left_pool, config.left)
+        self.right_pool = make_pool(config.right_pool, config.right)
         self.left_project = make_project(config.left_project, config.left.stack.dim, config.width)
         self.right_project = make_project(config.right_project, config.right.stack.dim, config.width)
         self.sharpness = nn.Parameter(torch.empty(()))  # log of the factor on cosines: -log(temperature)
