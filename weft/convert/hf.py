@@ -286,12 +286,17 @@ def written(layout: Layout, config: c.ModelConfig, raw: Raw) -> dict[str, Any]:
 
 
 def settled(tree: Any) -> Any:
-    """A tree without what a config.json need not carry (how weights start, dropout, the family), defaults filled in."""
+    """A tree without what a config.json need not carry, defaults filled in.
+
+    That is: how weights start, dropout, the family, the names of heads.
+    """
     if isinstance(tree, list):
         return [settled(value) for value in tree]
     if not isinstance(tree, dict):
         return tree
     out = {key: settled(value) for key, value in tree.items() if key not in ("init", "dropout", "family")}
+    if "heads" in out and "topology" in out:
+        out["heads"] = sorted(out["heads"].values(), key=lambda head: head["type"])
     for part in (out.get("attention"), out.get("cross")):
         if isinstance(part, dict) and "heads" in part and "dim" in out:
             part["kv_heads"] = part["kv_heads"] or part["heads"]

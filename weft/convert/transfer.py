@@ -18,12 +18,16 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
+from tokenizers import Tokenizer
 
 from weft.convert.hf import Imported, save_hf
-from weft.convert.load import reached, read
+from weft.convert.load import named, reached, read
+from weft.convert.tokenizer import holds_tokenizer, of_folder
 from weft.convert.weights import own
 from weft.core.config import to_tree
+from weft.core.embed import Input
 from weft.errors import ConvertError, nearest
+from weft.model import Model
 from weft.recipe import ModelRecipe, Recipe
 from weft.run import CONFIG, WEIGHTS, Run
 
@@ -43,9 +47,11 @@ def import_model(source: str | Path, out: str | Path) -> Run:
 
 def keep(imported: Imported, out: str | Path, source: str) -> Run:
     """Write what was read as a run directory."""
-    config = imported.config
+    config, tokenizer = imported.config, tokenizer_of(imported, source)
     recipe = Recipe(out=str(out), model=ModelRecipe(family=config.family, source=source))
     model = imported.model()
+    if tokenizer is not None:
+        fits(tokenizer, model, source)
     run = Run.create(out, recipe)
     (run.path / CONFIG).write_text(json.dumps(to_tree(config), indent=1) + "\n", encoding="utf-8")
     save_file({name: t.cpu().contiguous() for name, t in own(model).items()}, run.path / WEIGHTS)
@@ -53,10 +59,8 @@ def keep(imported: Imported, out: str | Path, source: str) -> Run:
         target = run.path / COMPANIONS / name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)
-    if imported.tokenizer is not None:
-        imported.tokenizer.save(str(run.path / TOKENIZER))
-    elif TOKENIZER in imported.files:
-        shutil.copyfile(imported.files[TOKENIZER], run.path / TOKENIZER)
+    if tokenizer is not None:
+        tokenizer.save(str(run.path / TOKENIZER))
     told = {
         "source": source,
         "architecture": imported.raw.get("architectures", [""])[0],
@@ -67,6 +71,25 @@ def keep(imported: Imported, out: str | Path, source: str) -> Run:
     }
     (run.path / SOURCE).write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return run
+
+
+def tokenizer_of(imported: Imported, source: str) -> Tokenizer | None:
+    """What was read with the weights, else that of the directory, in whatever form it is there; None: there is none."""
+    folder = named(source)
+    if imported.tokenizer is None and folder.is_dir() and holds_tokenizer(folder):
+        return of_folder(folder).codec.tokenizer
+    return imported.tokenizer
+
+
+def fits(tokenizer: Tokenizer, model: Model, source: str) -> None:
+    """Raise ConvertError if the tokenizer gives ids that the model has no row for."""
+    rows = max((m.config.vocab for m in model.modules() if isinstance(m, Input)), default=0)
+    largest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+    if largest >= rows:
+        raise ConvertError(
+            f"The tokenizer of {source} gives ids up to {largest:,}, but the model's table has {rows:,} rows. "
+            "It belongs to another model."
+        )
 
 
 def told(run: Run) -> dict[str, Any]:

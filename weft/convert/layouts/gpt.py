@@ -58,7 +58,7 @@ def write(config: c.ModelConfig, raw: Raw) -> dict[str, Any]:
         "n_embd": stack.dim,
         "n_layer": stack.depth,
         "n_head": stack.attention.heads,
-        "n_inner": feedforward.hidden,
+        "n_inner": None if feedforward.hidden == 4 * stack.dim else feedforward.hidden,
         "activation_function": activation_name(feedforward.activation, raw.get("activation_function")),
         "layer_norm_epsilon": norm.eps,
         "tie_word_embeddings": not isinstance(head, c.Language) or head.tied,
