@@ -104,6 +104,8 @@ class Pooler(nn.Module):
 
 def make_head(config: c.Head, dim: int, table: nn.Embedding) -> nn.Module:
     """The module of a head on hidden states of width `dim`; `table` is the input's embedding."""
+    if isinstance(config, c.Told):
+        return Told(table)
     if isinstance(config, c.Language):
         return Language(config, dim, table)
     if isinstance(config, c.Span):
@@ -111,9 +113,20 @@ def make_head(config: c.Head, dim: int, table: nn.Embedding) -> nn.Module:
     return Pooler(config, dim) if isinstance(config, c.Pooler) else Classify(config, dim)
 
 
+class Told(nn.Module):
+    """(...,W) -> (...,V) as the body tells it."""
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.scores = body.scores  # a method, so that the body is no part of the head
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.scores(hidden)
+
+
 def outputs(config: c.Head) -> int:
     """How many numbers a head gives."""
-    if isinstance(config, c.Language):
+    if isinstance(config, c.Language | c.Told):
         return config.vocab
     if isinstance(config, c.Span):
         return 2

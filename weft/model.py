@@ -6,12 +6,14 @@ Shape letters:  B rows  T tokens  S source tokens  D width  V vocabulary  E widt
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from weft.core import config as c
 from weft.core.cache import Cache, Fixed, Growing, Sliding
+from weft.core.counted import Markov, NGram
 from weft.core.init import initialise
 from weft.core.record import Recorder
 from weft.core.slot import Slot, reads_ahead
@@ -97,7 +99,7 @@ class Model(nn.Module):
             return Fixed(capacity)
         if kind != "sliding":
             raise WeftError(f"No cache is called {kind!r}.{nearest(kind, ('growing', 'fixed', 'sliding'))}")
-        if isinstance(config, c.RecurrentConfig):
+        if isinstance(config, c.RecurrentConfig | c.NGramConfig | c.MarkovConfig):
             return Sliding(1)  # one state is all it needs of what came before
         pattern = config.attention.pattern
         if not isinstance(pattern, c.Window):
@@ -184,12 +186,16 @@ def kind(topology: c.Topology) -> str:
         return "encoder-decoder"
     if isinstance(topology, c.DualEncoderConfig):
         return "dual"
+    if isinstance(topology, c.NGramConfig | c.MarkovConfig):
+        return "decoder"
     stack = topology.tower.stack if isinstance(topology, c.EarlyFusionConfig) else topology.stack
     return "encoder" if reads_ahead(stack) else "decoder"
 
 
-def outlet(body: nn.Module) -> tuple[Slot, nn.Embedding]:
-    """The stack whose output heads read, and the table of its input."""
+def outlet(body: nn.Module) -> tuple[Any, Any]:
+    """The stack whose output heads read, and the table of its input; of a counted model itself."""
+    if isinstance(body, NGram | Markov):
+        return body, body
     if isinstance(body, Concat):
         return body.stack, body.target.table
     if isinstance(body, EncoderDecoder):

@@ -16,7 +16,7 @@ import dataclasses
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from weft.core.others import RecurrentConfig
+from weft.core.others import MarkovConfig, NGramConfig, RecurrentConfig, Told
 from weft.errors import RecipeError, nearest
 
 # ---------------------------------------------------------------------------------------------------- positions
@@ -437,7 +437,7 @@ class DualEncoderConfig:
     bias: float | None = None
 
 
-Topology = TowerConfig | EncoderDecoderConfig | EarlyFusionConfig | ConcatConfig | DualEncoderConfig
+Topology = NGramConfig | MarkovConfig | TowerConfig | EncoderDecoderConfig | EarlyFusionConfig | ConcatConfig | DualEncoderConfig
 
 # ---------------------------------------------------------------------------------------------------- heads, model
 
@@ -493,7 +493,7 @@ class Pooler:
     width: int
 
 
-Head = Language | Classify | Tag | Span | Pooler
+Head = Told | Language | Classify | Tag | Span | Pooler
 
 
 @dataclass(frozen=True)
@@ -528,9 +528,10 @@ class ModelConfig:
 TYPES: dict[str, type] = {
     kind.__name__: kind
     for kind in (
-        Learned, Grid, Sinusoidal, Interpolate, Stretch, Yarn, Rope, RelativeBias, Alibi, Full, Causal, Prefix, Window, LayerNorm, RMSNorm,
-        PerModality, Attention, FeedForward, StackConfig, LinearStem, MlpStem, ConvStem, FrameStem, TextInput,
-        TowerConfig, EncoderDecoderConfig, MlpBridge, ShuffleBridge, ItemEncoder, EarlyFusionConfig, ConcatConfig, AtToken, AttentionPool, Project,
+        RecurrentConfig, NGramConfig, MarkovConfig, Told, Learned, Grid, Sinusoidal, Interpolate, Stretch, Yarn, Rope,
+        RelativeBias, Alibi, Full, Causal, Prefix, Window, LayerNorm, RMSNorm, PerModality, Attention, FeedForward,
+        StackConfig, LinearStem, MlpStem, ConvStem, FrameStem, TextInput, TowerConfig, EncoderDecoderConfig,
+        MlpBridge, ShuffleBridge, ItemEncoder, EarlyFusionConfig, ConcatConfig, AtToken, AttentionPool, Project,
         DualEncoderConfig, Language, Classify, Tag, Span, Pooler, Init, ModelConfig,
     )
 }  # fmt: skip

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from weft.core import config as c
 from weft.core.attention import Attention, CrossAttention
+from weft.core.counted import Markov
 from weft.core.stack import LayerScale, Stack
 from weft.core.topology import DualEncoder
 from weft.errors import RecipeError
@@ -32,6 +33,8 @@ def initialise(model: nn.Module, config: c.Init, seed: int | None = None) -> Non
     residual = config.residual or max(parts, 1) ** -0.5
     tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue  # counted: it starts as its module says
         if id(parameter) in tables:
             fill(parameter, config.embedding, generator)
         elif name.endswith("language.weight"):
@@ -50,6 +53,8 @@ def initialise(model: nn.Module, config: c.Init, seed: int | None = None) -> Non
         else:
             raise RecipeError(f"No rule says how {name!r} {tuple(parameter.shape)} starts.")
     for module in model.modules():
+        if isinstance(module, Markov):
+            module.begin(generator)
         if isinstance(module, LayerScale):
             module.weight.fill_(module.start)
         if isinstance(module, Attention | CrossAttention) and module.scale is not None:

@@ -1,6 +1,8 @@
 """Stacks that do not attend, as small frozen types; and models that are counted. They stand where a `StackConfig` may.
 
-RecurrentConfig   a state is carried from token to token          LSTM, GRU, Elman's network
+RecurrentConfig   a state is carried from token to token
+NGramConfig       tokens are counted after the last few
+MarkovConfig      hidden states, estimated again and again by expectation
 """
 
 from __future__ import annotations
@@ -23,3 +25,47 @@ class RecurrentConfig:
     cell: str = "lstm"
     both: bool = False
     dropout: float = 0.0
+
+
+@dataclass(frozen=True)
+class NGramConfig:
+    """Counted tokens: interpolated modified Kneser-Ney of `order` (Chen & Goodman 1999).
+
+    contexts, entries  how many contexts of 0, 1, ... order-1 tokens were met, and how many different tokens after them;
+                       () before anything is counted
+    """
+
+    vocab: int
+    order: int = 3
+    contexts: tuple[int, ...] = ()
+    entries: tuple[int, ...] = ()
+
+    @property
+    def dim(self) -> int:
+        """What is known of the past: the last tokens."""
+        return self.order - 1
+
+
+@dataclass(frozen=True)
+class MarkovConfig:
+    """A hidden Markov model over tokens (Rabiner 1989).
+
+    states     hidden ones
+    smoothing  added to every expected count, so that nothing becomes impossible
+    """
+
+    vocab: int
+    states: int = 64
+    smoothing: float = 0.01
+
+    @property
+    def dim(self) -> int:
+        """What is known of the past: how likely each state is to come next."""
+        return self.states
+
+
+@dataclass(frozen=True)
+class Told:
+    """Hidden to vocabulary as the body itself tells it: counted models need no matrix."""
+
+    vocab: int

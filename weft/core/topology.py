@@ -23,6 +23,7 @@ from weft.core import config as c
 from weft.core.attention import head_width
 from weft.core.bridge import cut, make_bridge
 from weft.core.cache import Cache, Cross, join
+from weft.core.counted import Markov, NGram
 from weft.core.embed import Input, items, put
 from weft.core.mask import View, across, look
 from weft.core.pool import make_pool, make_project
@@ -299,4 +300,6 @@ MODULES = {
     c.EarlyFusionConfig: EarlyFusion,
     c.ConcatConfig: Concat,
     c.DualEncoderConfig: DualEncoder,
+    c.NGramConfig: NGram,
+    c.MarkovConfig: Markov,
 }
