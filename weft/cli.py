@@ -375,7 +375,7 @@ def column_words(words: Sequence[str]) -> dict[str, str]:
 
 def check_inputs(arrow: Arrow, given: dict[str, str]) -> dict[str, str]:
     """`given`, if it is just what the arrow takes; else an error that names the nearest column, or the missing ones."""
-    names = [column.name for column in arrow.inputs]
+    names = [column.name for column in arrow.inputs] or ([arrow.output] if arrow.kind == "chat" else [])
     for name in given:
         if name not in names:
             raise RecipeError(f"The arrow {str(arrow)!r} has no input {name!r}.{nearest(name, names)}")

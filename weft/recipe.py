@@ -137,7 +137,7 @@ class Recipe:
     arrows: tuple[str, ...] = ()
     out: str = ""
     seed: int = 0
-    types: dict[str, str] = field(default_factory=dict)  # column -> image | audio | text | label
+    types: dict[str, str] = field(default_factory=dict)  # column -> image | audio | text | label | messages
     mix: dict[str, float] = field(default_factory=dict)  # arrow -> how often its rows are drawn per epoch (0.5: half)
     model: ModelRecipe = field(default_factory=ModelRecipe)
     text: TextRecipe = field(default_factory=TextRecipe)
@@ -169,7 +169,7 @@ POSITIVE = Rule(lambda v: v > 0, "more than 0")
 SHARE = Rule(lambda v: 0 <= v <= 1, "a share from 0 to 1")
 RULES: dict[str, Rule] = {
     "seed": _at_least(0),
-    "types.*": _one_of("image", "audio", "text", "label"),
+    "types.*": _one_of("image", "audio", "text", "label", "messages"),
     "mix.*": _at_least(0),
     "model.dim": _at_least(0),
     "model.depth": _at_least(0),

@@ -4,6 +4,7 @@
     task     = "->" column                   model the column itself, next token first        -> text
              | "~" column                    fill in what was hidden                          ~text
              | columns "->" column           produce the last one from the others             image, question -> answer
+             | column "->"                   the assistant's turns of a conversation                 messages ->
              | columns "<->" columns         bring both sides close in one space              caption <-> image
     columns  = column { "," column }
     column   = name [ ":" type ]             a type said outright                             answer:label
@@ -24,9 +25,9 @@ from dataclasses import dataclass
 
 from weft.errors import ArrowError, nearest
 
-KINDS = ("produce", "model", "fill", "align")
-TYPES = ("image", "audio", "text", "label")
-PLANNED = ("boxes", "spans", "messages")  # types of the design that have no renderer yet
+KINDS = ("produce", "model", "fill", "align", "chat")
+TYPES = ("image", "audio", "text", "label", "messages")
+PLANNED = ("boxes", "spans")  # types of the design that have no renderer yet
 
 _NAME = re.compile(r"[\w./]+(?:-[\w./]+)*")  # `en-zh` is one name, `en->zh` and `en -> zh` are arrows
 _QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
@@ -48,9 +49,9 @@ class Column:
 
 @dataclass(frozen=True)
 class Arrow:
-    """A task: `outputs` from `inputs`. kind is "produce", "model", "fill" or "align" (see the grammar above).
+    """A task: `outputs` from `inputs`. kind is "produce", "model", "fill", "align" or "chat" (see the grammar above).
 
-    For "model" and "fill" there are no inputs; for "align" the two sides are `inputs` (left) and `outputs` (right).
+    For "model", "fill" and "chat" there are no inputs; for "align" the two sides are `inputs` (left) and `outputs` (right).
     """
 
     inputs: tuple[Column, ...]
@@ -89,6 +90,7 @@ class Arrow:
                 "model": f"-> {right}",
                 "fill": f"~{right}",
                 "align": f"{left} <-> {right}",
+                "chat": f"{right} ->",
             }[self.kind]
         )
 
@@ -145,6 +147,8 @@ class _Reader:
                 raise self.fail(self.no_sign())
             if sign in ("<->", "↔"):
                 arrow = Arrow(left, self.side("after <->"), "align", weight)
+            elif len(left) == 1 and not self.text[self.at :].strip():
+                arrow = Arrow((), left, "chat", weight)
             else:
                 arrow = Arrow(left, (self.column("after ->", start),), "produce", weight)
         self.space()
@@ -211,10 +215,7 @@ class _Reader:
             self.at = found.end()
             return found[0]
         if self.at == len(self.text):
-            hint = (
-                "; the design's `messages ->` is not there yet" if sign is not None and "messages" in self.seen else ""
-            )
-            raise self.fail(f"a column name was expected {where}, and the arrow ends{hint}")
+            raise self.fail(f"a column name was expected {where}, and the arrow ends")
         raise self.fail(f"a column name was expected {where}, not {self.text[self.at]!r}; {QUOTE}")
 
     def no_sign(self) -> str:

@@ -27,6 +27,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from weft.arrows import types
+from weft.arrows.chat import Chat, Message, Template
+from weft.arrows.chat import read as read_messages
 from weft.arrows.grammar import Arrow, parse
 from weft.arrows.media import Cache, Reader, identify
 from weft.arrows.sample import Sample, Span
@@ -68,16 +70,21 @@ class Renderer:
     columns     column -> type, for every column that an arrow names
     codecs      "image" and "audio" -> a codec, for the kinds that some arrow produces
     budget      bytes of media features to keep in memory
+    template    the chat template of a pretrained source
     """
 
     def __init__(
         self, recipe: Recipe, columns: Mapping[str, ColumnType], arrows: Sequence[Arrow], vocabulary: Vocabulary,
         text: TextCodec | None = None, codecs: Mapping[str, Any] | None = None, *, budget: int = BUDGET,
+        template: Template | None = None,
     ) -> None:  # fmt: skip
         self.image, self.audio = recipe.image, recipe.audio
         self.augments = {"image": self.image.augment, "audio": self.audio.augment}
         self.columns, self.arrows, self.vocabulary = dict(columns), list(arrows), vocabulary
         self.text, self.codecs = text, dict(codecs or {})
+        self.template = template
+        talks = any(kind.name == "messages" for kind in self.columns.values())
+        self.chat = Chat(vocabulary, text, template) if talks and text is not None else None
         self.reader = Reader(self.image, self.audio, budget)
         self._codes = Cache(budget)
         self._texts = Cache(TEXTS)
@@ -127,6 +134,9 @@ class Renderer:
         if kind in ("image", "audio"):
             make: Make = lambda value, rng: self._media(column, kind, role, value, rng)
             measure = lambda value: self.reader.count(kind, *identify(value))
+        elif kind == "messages":
+            make = lambda value, rng: self.said(column, role, value)
+            measure = lambda value: len(self.said(column, role, value))
         else:
             make = lambda value, rng: self._words(column, role, False, value)
             measure = lambda value: len(self._words(column, role, False, value))
@@ -158,6 +168,8 @@ class Renderer:
         """
         spans = []
         kind = self.arrows[arrow_index].kind
+        if self.talks(arrow_index):
+            return Sample(row, arrow_index, self._conversation(record, arrow_index, row, output, rng))
         for column, marker, make, _, produced in self._parts[arrow_index]:
             spans.append(marker)
             if produced and not output and kind != "fill":
@@ -176,6 +188,10 @@ class Renderer:
     def length(self, record: Mapping[str, Any], arrow_index: int, *, row: int = -1) -> int:
         """`len(render(record, arrow_index))`, without decoding media: from sizes and durations in their headers."""
         total = 0
+        if self.talks(arrow_index):
+            talk = sum(map(len, self._talk(record, arrow_index, row, True)))
+            shown = [part for part in self._parts[arrow_index] if self.columns[part.column].name != "messages"]
+            return talk + sum(1 + part.measure(record.get(part.column)) for part in shown)
         for column, _, _, measure, _ in self._parts[arrow_index]:
             value = record.get(column)
             try:
@@ -199,6 +215,62 @@ class Renderer:
         name = value if isinstance(value, str | Path) and self.columns[column].name in ("image", "audio") else None
         file = f", {name}" if name is not None and str(name) not in str(error) else ""
         return DataError(f"{where}{file}: {error}")
+
+    # ------------------------------------------------------------------------------------------------ conversations
+
+    def talks(self, arrow_index: int) -> bool:
+        """Whether an arrow produces the turns of a conversation."""
+        return self.columns[self.arrows[arrow_index].output].name == "messages"
+
+    def _conversation(
+        self, record: Mapping[str, Any], arrow_index: int, row: int, output: bool, rng: int | None
+    ) -> tuple[Span, ...]:
+        """What else is shown, then all messages in one conversation, without markers of columns."""
+        spans: list[Span] = []
+        for column, marker, make, _, _ in self._parts[arrow_index]:
+            if self.columns[column].name != "messages":
+                try:
+                    spans += [marker, make(record.get(column), rng)]
+                except DataError as error:
+                    raise self._located(error, row, column, record.get(column)) from error
+        return (*spans, *self._talk(record, arrow_index, row, output))
+
+    def _talk(self, record: Mapping[str, Any], arrow_index: int, row: int, output: bool) -> list[Span]:
+        """The conversation as spans. output False: as far as the assistant is to answer."""
+        arrow = self.arrows[arrow_index]
+        column = arrow.output
+        try:
+            messages: list[Message] = []
+            for name in [c.name for c in arrow.inputs if self.columns[c.name].name == "messages"]:
+                messages += read_messages(self._filled(record, name), "user")
+            if output or arrow.kind == "chat":
+                messages += read_messages(self._filled(record, column), "user" if arrow.kind == "chat" else "assistant")
+            if not output and messages and messages[-1].role == "assistant":
+                messages.pop()
+            turns = self._chat().turns(messages, reply=not output)
+            if output and not any(trained for _, trained in turns):
+                raise DataError("no message is the assistant's, so nothing could be trained")
+        except DataError as error:
+            raise self._located(error, row, column, None) from error
+        make = lambda ids, trained: Span("ids", ids, None, None, float(len(ids)), "output", trained and output, column)
+        return [make(ids, trained) for ids, trained in turns]
+
+    def _filled(self, record: Mapping[str, Any], column: str) -> Any:
+        if blank(record.get(column)):
+            raise DataError("there is no value")
+        return record[column]
+
+    def _chat(self) -> Chat:
+        if self.chat is None:
+            raise DataError("this run has no text codec, since none of its columns was text")
+        return self.chat
+
+    def said(self, column: str, role: str, value: Any) -> Span:
+        """A conversation that is shown, to produce something else from."""
+        if blank(value):
+            raise DataError("there is no value")
+        ids = np.concatenate([ids for ids, _ in self._chat().turns(read_messages(value))])
+        return Span("ids", ids, advance=float(len(ids)), role=role, column=column)
 
     # ------------------------------------------------------------------------------------------------ spans
 
@@ -310,21 +382,25 @@ class Renderer:
         mask = np.zeros(self.vocabulary.size, bool)
         ids = self.vocabulary.block(name)
         mask[ids.start : ids.stop] = True
-        if kind == "text" and self.text is not None:
+        if kind in ("text", "messages") and self.text is not None:
             mask[ids.start + self.text.size : ids.stop] = False  # idle rows of a pretrained table
             mask[[ids.start + control for control in self.text.control]] = False
         if kind == "label":
             return Legal(mask, 1, None)
         if kind == "image":
             return Legal(mask, self.image.codes, None)
-        mask[self.vocabulary.end] = True
-        return Legal(mask, None, self.vocabulary.end)
+        mask[self._end(column)] = True
+        return Legal(mask, None, self._end(column))
+
+    def _end(self, column: str) -> int:
+        """The id that ends what is produced for a column."""
+        return self._chat().end if self.columns[column].name == "messages" else self.vocabulary.end
 
     def _block(self, column: str) -> str:
         if column not in self.columns:
             raise ArrowError(f"this run has no column {column!r}.{nearest(column, self.columns)}")
         kind = self.columns[column].name
-        return {"text": "text", "label": f"label:{column}"}.get(kind, f"codes:{kind}")
+        return {"text": "text", "messages": "text", "label": f"label:{column}"}.get(kind, f"codes:{kind}")
 
     def value(self, column: str, ids: Sequence[int] | np.ndarray) -> Any:
         """Generated ids -> str (text, label), (S,S,3) uint8 (image) or (S,) float32 at 16 kHz (audio). See `values`."""
@@ -343,7 +419,7 @@ class Renderer:
                 if len(row) != 1:
                     raise DataError(f"column {column!r}: {len(row)} ids came; a label is one")
             return [kind.values[row[0]] for row in rows]
-        if kind.name == "text":
+        if kind.name in ("text", "messages"):
             return [self.text.decode(row) for row in rows]  # type: ignore[union-attr]
         if kind.name == "image":
             return self._codec("image").decode(rows)
@@ -357,7 +433,7 @@ class Renderer:
 
     def _inside(self, column: str, block: range, ids: np.ndarray) -> np.ndarray:
         """(L,) ids -> numbers within the block, up to the first `end`."""
-        ends = np.flatnonzero(ids == self.vocabulary.end)
+        ends = np.flatnonzero(ids == self._end(column))
         ids = ids[: ends[0]] if len(ends) else ids
         strange = ids[(ids < block.start) | (ids >= block.stop)]
         if len(strange):
@@ -378,6 +454,7 @@ class Renderer:
             "vocabulary": self.vocabulary.to_tree(),
             "text": self.text is not None,
             "codecs": sorted(self.codecs),
+            **({"template": self.template.tree()} if self.template else {}),
         }
 
     def save(self, folder: str | Path) -> None:
@@ -404,10 +481,12 @@ class Renderer:
             columns = {name: types.from_tree(kind) for name, kind in tree["columns"].items()}
             arrows = [parse(text) for text in tree["arrows"]]
             vocabulary, has_text, kinds = Vocabulary.from_tree(tree["vocabulary"]), tree["text"], tree["codecs"]
+            template = Template(**tree["template"]) if "template" in tree else None
         except (ValueError, KeyError, TypeError, AttributeError, ArrowError) as error:
             raise RunError(f"{path}: not a readable renderer ({error!r}); restore the file or train again") from error
         text = TextCodec.load(folder / "tokenizer.json") if has_text else None
-        return cls(recipe, columns, arrows, vocabulary, text, _load_codecs(folder / "codecs", kinds), budget=budget)
+        codecs = _load_codecs(folder / "codecs", kinds)
+        return cls(recipe, columns, arrows, vocabulary, text, codecs, budget=budget, template=template)
 
 
 def _load_codecs(folder: Path, kinds: Sequence[str]) -> dict[str, Any]:

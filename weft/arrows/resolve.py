@@ -17,7 +17,7 @@ from weft.arrows.types import ColumnType, Label
 from weft.errors import ArrowError, nearest
 
 KINDS = {  # kind of model -> families of it, for messages
-    "decoder": "weft, gpt, llama, rnn",
+    "decoder": "weft, gpt, llama, rnn, ngram, hmm",
     "encoder": "bert, vit, birnn",
     "encoder-decoder": "t5",
     "dual": "clip",
@@ -51,7 +51,14 @@ def resolve(arrow: Arrow, types: Mapping[str, ColumnType], kind: str) -> Resolut
     output = types[arrow.output]
     if arrow.kind == "fill" and output.name != "text":
         raise ArrowError(f"'{arrow}': only text can be filled in, and column {arrow.output!r} is {output.name}")
+    if (output.name == "messages") != (arrow.kind == "chat") and arrow.kind != "produce":
+        raise ArrowError(
+            f"'{arrow}': column {arrow.output!r} is {output.name}. A conversation is learned by '{arrow.output} ->', "
+            "which takes messages."
+        )
     objective = _objective(arrow, output, kind)
+    if output.name == "messages" and kind != "decoder":
+        raise ArrowError(f"'{arrow}' {_why(arrow, output, kind)}")
     head = {"classify": f"label:{arrow.output}", "contrastive": ""}.get(objective, "language")
     return Resolution(objective, head, _decoder(arrow, output, objective), _metric(arrow, types), str(arrow))
 
@@ -61,6 +68,7 @@ def _objective(arrow: Arrow, output: ColumnType, kind: str) -> str:
     found = {
         ("decoder", "produce"): "next",
         ("decoder", "model"): "next",
+        ("decoder", "chat"): "next",
         ("encoder", "fill"): "masked",
         ("encoder-decoder", "produce"): "seq2seq",
         ("encoder-decoder", "fill"): "seq2seq",
@@ -80,6 +88,8 @@ def _why(arrow: Arrow, output: ColumnType, kind: str) -> str:
         return f"brings two sides close, and {model} has one side. {take('dual')}"
     if arrow.kind == "fill":
         return f"fills in hidden tokens, and {model} is not made for that. {take('encoder', 'encoder-decoder')}"
+    if arrow.kind == "chat" or output.name == "messages":
+        return f"answers in a conversation, and {model} does not. {take('decoder')}"
     if arrow.kind == "model":
         return f"writes a column from nothing, and {model} cannot. {take('decoder')}"
     if kind == "encoder":
@@ -95,6 +105,8 @@ def _decoder(arrow: Arrow, output: ColumnType, objective: str) -> str:
         return "likeliest token at each hidden place"
     if arrow.kind == "fill":
         return "hidden spans, until end"
+    if output.name == "messages":
+        return "a reply, until its end"
     if isinstance(output, Label):
         return f"one of {len(output.values)} labels"
     return {"text": "text, until end", "image": "image codes", "audio": "audio codes, until end"}[output.name]
@@ -106,6 +118,8 @@ def _metric(arrow: Arrow, types: Mapping[str, ColumnType]) -> str:
     if arrow.kind == "fill":
         return "accuracy"  # of the hidden tokens
     output = types[arrow.output].name
+    if output == "messages":
+        return "bits per token"  # of the replies
     if arrow.kind == "model":
         return "bits per byte" if output == "text" else "bits per token"
     heard = all(types[column.name].name == "audio" for column in arrow.inputs)

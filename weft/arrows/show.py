@@ -14,6 +14,7 @@ import numpy as np
 
 from weft.arrows.render import Renderer
 from weft.arrows.sample import Sample, Span
+from weft.arrows.vocabulary import ROLES
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -61,6 +62,8 @@ def _words(block: str, numbers: list[int], renderer: Renderer) -> list[tuple[str
     if block == "special":
         names = {0: "pad", 1: "end", 2: "mask"}
         return [(f"|{names.get(number, f'hidden {number - 3}')}|", "marker") for number in numbers]
+    if block == "role":
+        return [(f"|{ROLES[number]}|", "marker") for number in numbers]
     if block.startswith("label:"):
         kind: Any = renderer.columns[block.removeprefix("label:")]
         return [(plain(kind.values[number]), "text") for number in numbers]

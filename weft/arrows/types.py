@@ -2,6 +2,7 @@
 
     image   media file names, bytes or arrays that are pictures
     audio   the same for sounds
+    messages  lists of {role, content}: conversations
     label   a few short values, each standing often: one token of its own per value
     text    everything else
 
@@ -11,6 +12,7 @@ recipe.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +29,7 @@ SOUNDS = frozenset([".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".aif", ".
 MOST_LABELS = 50  # distinct values that are still taken for labels without being told
 ROWS_PER_LABEL = 10  # rows per distinct value, on average
 LABEL_WORDS = 3
+TALK = re.compile(r'\[\{\s*"(role|from|content|value)"\s*:')  # how a conversation as JSON begins
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,14 @@ class Text:
 
 
 @dataclass(frozen=True)
+class Messages:
+    """Conversations: the assistant's turns out, all others in."""
+
+    reason: str = field(default="", compare=False)
+    name = "messages"
+
+
+@dataclass(frozen=True)
 class Label:
     """One of `values`, in this order: one id each, in and out."""
 
@@ -62,8 +73,8 @@ class Label:
     name = "label"
 
 
-ColumnType = Image | Audio | Text | Label
-BY_NAME: dict[str, type] = {"image": Image, "audio": Audio, "text": Text, "label": Label}
+ColumnType = Image | Audio | Text | Label | Messages
+BY_NAME: dict[str, type] = {"image": Image, "audio": Audio, "text": Text, "label": Label, "messages": Messages}
 
 
 class Table(Protocol):
@@ -103,6 +114,8 @@ def guess_one(name: str, values: Iterable[Any], said: str = "") -> ColumnType:
         return BY_NAME[said]("as said")
     kinds = Counter(kind_of(value) for value in filled)
     kind, count = kinds.most_common(1)[0]
+    if kind == "messages":
+        return Messages(f"{count} conversations")
     if kind in ("image", "audio"):  # cells that are none fail when they are opened, and are listed then
         odd = next((value for value in filled if kind_of(value) != kind), None)
         others = f", {len(filled) - count} cells are none: {_example(odd)}" if odd is not None else ""
@@ -151,7 +164,11 @@ def as_text(value: Any, column: str) -> str:
 
 
 def kind_of(value: Any) -> str:
-    """What one cell holds: "image", "audio", "media" (bytes or arrays of neither), or "text" for all else."""
+    """What one cell holds: "image", "audio", "media" (bytes or arrays of neither), "messages", or "text" for all else."""
+    if isinstance(value, list) and value and all(isinstance(one, Mapping) for one in value):
+        return "messages" if {"role", "from"} & set(value[0]) else "text"
+    if isinstance(value, str) and value.startswith("[{") and TALK.match(value):
+        return "messages"
     if isinstance(value, str | PurePath):
         return _by_extension(value)
     if isinstance(value, Mapping) and ({"bytes", "path"} & set(value)):  # as the `datasets` library stores media

@@ -214,6 +214,8 @@ class Loader:
         try:
             record = self.table.row(row, arrow.columns)
             total = self.renderer.length(record, number, row=row)
+            if self.renderer.talks(number):
+                return (total,), 0, None, 0
             parts = [self._tokens(column.name, record[column.name], row) for column in arrow.inputs]
         except DataError as error:
             self.assembler.broken(row, number, error)
@@ -237,6 +239,8 @@ class Loader:
         kind = self.renderer.columns[column].name
         if kind == "label":
             return 2
+        if kind == "messages":
+            return 1 + len(self.renderer.said(column, "input", value))
         if kind in ("image", "audio"):
             return 1 + self.renderer.reader.count(kind, *identify(value))  # which remembers them itself
         key = (column, content(self.table.column(column)[row]))

@@ -113,6 +113,7 @@ class Bench:
         if arrow.kind == "produce":
             rows, notes = self._sound(number, rows)
         kind = {"model": "model", "fill": "fill", "align": "align"}.get(arrow.kind, self.types[arrow.output].name)
+        kind = "model" if kind == "messages" else kind  # its replies, token by token
         headline = resolve(arrow, self.types, self.predictor.model.kind).metric
         measured = Measured(kind, self._parts(arrow, rows, kind), headline, notes=notes)
         {

@@ -227,7 +227,7 @@ class Predictor:
         """The answer to one record piece by piece, as whole characters. For arrows that produce text."""
         arrow, sampling = self.find(arrow), sampling or Sampling()
         column = self.renderer.arrows[arrow].output
-        if self.renderer.columns[column].name != "text":
+        if self.renderer.columns[column].name not in ("text", "messages"):
             raise ArrowError(f"{column} is {self.renderer.columns[column].name}; only text can be streamed.")
         samples = self.prompts(arrow, [record])
         draws = None if sampling.greedy else Draws([identity(samples[0])], sampling.seed)

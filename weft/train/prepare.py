@@ -23,11 +23,13 @@ from weft.adapt.source import Source, open_source
 from weft.adapt.start import Start, grow, grow_config, known_stems, longest
 from weft.adapt.start import rows as rows_of
 from weft.adapt.start import width as outlet_width
+from weft.arrows.chat import Message, Template
+from weft.arrows.chat import read as read_messages
 from weft.arrows.grammar import Arrow, check_columns, parse_all, said_types
 from weft.arrows.render import Renderer
 from weft.arrows.resolve import Resolution, resolve
 from weft.arrows.types import ColumnType, Label, as_text, blank, guess
-from weft.arrows.vocabulary import Layer, Vocabulary
+from weft.arrows.vocabulary import ROLES, Layer, Vocabulary
 from weft.core.config import Classify, Language, MlpStem, ModelConfig
 from weft.data.sources import Table
 from weft.data.split import assign, kept_together
@@ -113,9 +115,10 @@ def prepare(
         text=text.size if text else 0,
         labels={name: len(t.values) for name, t in types.items() if isinstance(t, Label)},
         codes={kind: codec.size for kind, codec in codecs.items()},
+        roles=len(ROLES) if any(t.name == "messages" for t in types.values()) and not template_of(source) else 0,
     )
     vocabulary = source.vocabulary.grown(layer) if source else Vocabulary.of(layer)
-    renderer = Renderer(recipe, types, arrows, vocabulary, text, codecs)
+    renderer = Renderer(recipe, types, arrows, vocabulary, text, codecs, template=template_of(source))
     media = wanted_media(recipe, types, arrows)
     config = (
         model_config(recipe, types, arrows, resolutions, vocabulary, media) if source is None
@@ -144,13 +147,34 @@ def begun(
 def text_codec(recipe: Recipe, table: Table, rows: np.ndarray, types: dict[str, ColumnType]) -> TextCodec | None:
     """Byte pairs of the distinct texts of the training rows; None where no arrow has a text column."""
     columns = [name for name, kind in types.items() if kind.name == "text"]
-    if not columns:
+    talks = [name for name, kind in types.items() if kind.name == "messages"]
+    if not columns and not talks:
         return None
     texts: dict[str, None] = {}
+    for name in talks:
+        cells = table.column(name)
+        texts.update(dict.fromkeys(m.content for i in rows if not blank(cells[i]) for m in spoken(cells[i])))
     for name in columns:
         cells = table.column(name)
         texts.update(dict.fromkeys(as_text(cells[i], name) for i in rows if not blank(cells[i])))
     return TextCodec.train(list(texts), recipe.text.vocabulary)
+
+
+def spoken(cell: Any) -> list[Message]:
+    """The messages of a cell; a cell that holds none is listed when its row's turn comes."""
+    try:
+        return read_messages(cell)
+    except DataError:
+        return []
+
+
+def template_of(source: Source | None) -> Template | None:
+    """The chat template of a source, with the texts of its special tokens."""
+    if source is None or not source.template or source.text is None:
+        return None
+    names = {f"{part}_token": ids[0] for part, ids in source.told.get("special", {}).items() if ids}
+    text = source.text.tokenizer.id_to_token
+    return Template(source.template, {name: word for name, i in names.items() if (word := text(i)) is not None})
 
 
 def produced(arrows: Sequence[Arrow], types: dict[str, ColumnType]) -> dict[str, list[str]]:
