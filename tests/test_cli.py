@@ -187,6 +187,8 @@ def test_resume_takes_the_runs_own_recipe(fake: Callable) -> None:
     found = run("train", "--resume", "runs/mine", "other.csv", "a -> b")
     assert found.code == 2
     assert "own recipe" in found.err
+    found = run("train", "--resume", "runs/mine", "--no-check")
+    assert found.code == 2 and "--no-check" in found.err, "it would do nothing"
     assert len(calls) == 1
 
 
@@ -242,6 +244,17 @@ def test_predict_prints_text(fake: Callable) -> None:
     ((args, kwargs),) = calls
     assert args == (Path("runs/mine"), VQA, [{"image": "cat.png", "question": "what colour is it?"}])
     assert kwargs["temperature"] == 0.5
+
+
+def test_predict_goes_on_from_a_beginning(fake: Callable) -> None:
+    calls = fake("predict", [" a time"])
+    found = run("predict", "runs/mine", "-> text", "--text", "Once upon")
+    assert (found.code, found.out) == (0, " a time\n"), found.err
+    assert calls[0][0][2] == [{"text": "Once upon"}]
+    assert run("predict", "runs/mine", "-> text").code == 0, "or from nothing"
+    assert calls[1][0][2] == [{}]
+    found = run("predict", "runs/mine", "-> text", "--txt", "Once")
+    assert found.code == 2 and "Did you mean 'text'" in found.err
 
 
 def test_predict_writes_pictures_and_sounds_and_never_over_others(fake: Callable, tmp_path: Path) -> None:

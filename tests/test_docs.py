@@ -129,3 +129,13 @@ def test_what_is_not_marked_is_not_run_and_what_is_broken_is_seen(tmp_path: Path
         run_python(tmp_path / "page.md", found[0], {})
     with pytest.raises(AssertionError, match="ended with 3"):
         run_bash(tmp_path / "page.md", Example("bash", "exit 3", 1), tmp_path)
+
+
+def test_both_readmes_say_the_same():
+    """Commands and figures are not translated."""
+    english, chinese = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README.zh-CN.md"))
+    blocks = lambda text: re.findall(r"^```(\w*)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    assert blocks(english) == blocks(chinese) and len(blocks(english)) >= 2
+    results = lambda text: text.split("<!-- results: begin -->")[1].split("<!-- results: end -->")[0]
+    figures = lambda text: sorted(re.findall(r"\b0\.\d{3}\b", results(text)))
+    assert figures(english) == figures(chinese) and len(figures(english)) > 20

@@ -181,10 +181,10 @@ def train(
 ) -> None:
     """Train one model on all arrows. Ctrl-C saves and leaves; --resume goes on as if nothing had happened."""
     if resume is not None:
-        if words or out is not None or family or seed is not None or adapted:
+        if words or out is not None or family or seed is not None or adapted or no_check:
             raise RecipeError(
                 "--resume goes on with the run's own recipe: it takes no data, arrows, --out, --family, --seed, "
-                "--from, --lora, --freeze, --keep or --teacher."
+                "--from, --lora, --freeze, --keep, --teacher or --no-check (the proofs are done before the first step)."
             )
         run = weft.train(resume=resume, minutes=minutes, steps=steps, json=json)
     else:
@@ -374,11 +374,15 @@ def column_words(words: Sequence[str]) -> dict[str, str]:
 
 
 def check_inputs(arrow: Arrow, given: dict[str, str]) -> dict[str, str]:
-    """`given`, if it is just what the arrow takes; else an error that names the nearest column, or the missing ones."""
+    """`given`, if it is just what the arrow takes; else an error that names the nearest column, or the missing ones.
+
+    `-> text` may be given a beginning to go on from: --text "Once upon a time".
+    """
     names = [column.name for column in arrow.inputs] or ([arrow.output] if arrow.kind == "chat" else [])
+    known = [arrow.output] if arrow.kind == "model" else names
     for name in given:
-        if name not in names:
-            raise RecipeError(f"The arrow {str(arrow)!r} has no input {name!r}.{nearest(name, names)}")
+        if name not in known:
+            raise RecipeError(f"The arrow {str(arrow)!r} has no input {name!r}.{nearest(name, known)}")
     missing = [name for name in names if name not in given]
     if missing:
         wanted = " ".join(f"--{name} ..." for name in missing)

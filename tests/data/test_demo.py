@@ -43,7 +43,7 @@ def test_kinds_of_rows(built, rows):
         ("image", "caption", "split"),
         ("speech", "text", "split"),
     }
-    facts = json.loads((built.parent / "demo.json").read_text())["splits"]
+    facts = json.loads((built.parent / "table.json").read_text())["splits"]
     assert (facts["train"]["questions"], facts["validation"]["questions"], facts["test"]["questions"]) == (
         36593,
         1982,

@@ -187,6 +187,28 @@ def test_a_row_that_cannot_be_read_is_counted(table: Table, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
+    ("arrow", "family"), [("image <-> text", "clip"), ("-> speech", "weft"), ("text -> image", "weft")]
+)
+def test_rows_that_cannot_be_read_are_counted_whatever_the_arrow(
+    table: Table, tmp_path: Path, arrow: str, family: str
+) -> None:
+    """One of the test rows, and one of the training rows that baselines look at and that training listed."""
+    broken = Table({name: list(table.column(name)) for name in table.columns}, table.folder, "broken")
+    for column in ("image", "speech"):
+        for row in (3, 45):
+            broken.column(column)[row] = f"gone-{row}.bin"
+    run = open_run(tmp_path / "run", broken, family=family, arrows=[arrow])
+    run.skip([{"row": 3, "file": "gone-3.bin", "arrow": arrow, "reason": "gone"}])
+    result = evaluate(run, judge=False, say=lambda text: None)[0]
+    assert "1 of 20 rows" in result["note"] and "gone-45.bin" in result["note"]
+    if arrow == "text -> image":  # without a judge there are no lines; what is shown is of the rows that were measured
+        shown = json.loads((run.path / "samples" / "index.json").read_text())
+        assert shown and all((run.path / "samples" / sample["expected"]).is_file() for sample in shown)
+    else:
+        assert len(lines(run.path, arrow, "test")) == 19
+
+
+@pytest.mark.parametrize(
     ("family", "arrow", "metric", "chance"),
     [
         ("bert", "~text", "accuracy", 0.3),

@@ -48,6 +48,20 @@ def test_no_failure_is_not_certainty() -> None:
     assert 0.1 < nothing.high < 0.2
 
 
+def test_no_edit_is_not_certainty_either() -> None:
+    """Word error of 40 sentences, all right: the bound is that of rows (words of one sentence go wrong together)."""
+    sentences = ["is it a red circle"] * 40
+    interval = word_error(sentences, sentences).interval()
+    assert (interval.value, interval.low) == (0, 0)
+    assert interval.high == pytest.approx(1 - 0.025 ** (1 / 40)), (
+        "Clopper and Pearson: 3.7 in 40, near the rule of three"
+    )
+    wrong = word_error(sentences, ["is it a red square", *sentences[1:]]).interval()
+    assert 0 <= wrong.low < wrong.value < wrong.high
+    all_wrong = word_error(["a b"] * 40, ["c d"] * 40).interval()
+    assert all_wrong.value == all_wrong.high == 1 and all_wrong.low == pytest.approx(0.025 ** (1 / 40))
+
+
 def test_seeded_and_narrower_with_more_rows() -> None:
     right = np.arange(1000) % 5 > 0
     assert hits("x", right).interval(seed=1) == hits("x", right).interval(seed=1)

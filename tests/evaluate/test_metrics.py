@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -116,3 +118,27 @@ def test_parts_say_what_differs() -> None:
     parts.refuse(Parts("1", "2", "3", "4"), "a -> b")
     assert parts.hash == Parts("1", "2", "3", "4").hash != Parts("1", "2", "3", "5").hash
     assert digest(["ab", "c"]) != digest(["a", "bc"])
+
+
+def test_the_documentation_calls_metrics_and_baselines_what_they_are_called() -> None:
+    from weft.evaluate import baselines, measure, scoring
+
+    page = (Path(__file__).parents[2] / "docs" / "evaluate.md").read_text(encoding="utf-8")
+    said = set(re.findall(r"(?<!\*)\*([^*\n]+)\*(?!\*)", re.sub(r"```.*?```", "", page, flags=re.DOTALL)))
+    lines = {
+        "label": {"expected": "a", "produced": "b"}, "text": {"expected": "a", "produced": "b"},
+        "image": {"expected": "a", "read": "b"}, "audio": {"expected": "a", "heard": "b"},
+        "model": {"nats": 1.0, "tokens": 2, "bytes": 3}, "fill": {"right": 1, "hidden": 2}, "align": {"rank": 1},
+    }  # fmt: skip
+    called = {score.metric for kind, line in lines.items() for score in scoring.scores(kind, [line])}
+    called |= {"bits per token", "reconstruction error", "majority", "nearest neighbour", "support vector machine"}
+    code = (
+        Path(measure.__file__).read_text() + Path(baselines.__file__).read_text() + Path(scoring.__file__).read_text()
+    )
+    called |= {
+        name
+        for name in ("random codes", "real, through the codes", "3-gram (Kneser-Ney)", "chance")
+        if f'"{name}"' in code
+    }
+    called |= {"real pictures", "real recordings", "blind (no image)", "shuffled image"}
+    assert called == said, called ^ said

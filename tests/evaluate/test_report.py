@@ -176,6 +176,9 @@ def run(tmp_path: Path) -> Path:
     (run / "skipped.jsonl").write_text(
         json.dumps({"row": 17, "file": "images/17.png", "reason": "truncated file"}) + "\n"
     )
+    (run / "table.json").write_text("[1]")
+    with pytest.raises(RunError, match="a JSON object of facts about the table was expected"):
+        report(run)
     (run / "table.json").write_text(json.dumps({"rows": 51_234, "voices": {"training": 6, "held out": 2}}))
     return run
 

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
 
 from weft.errors import DataError, RecipeError, RunError
+from weft.modalities import codes
 from weft.modalities.codes import AudioCodec, ImageCodec, usage
 from weft.modalities.quantize import Codebook
 from weft.recipe import AudioRecipe, ImageRecipe
 
 IMAGES = ImageRecipe(size=32, codes=16, codebook=64)
+LAYOUT_1 = {  # three means of what is decoded, then ids
+    "image": [119.762, 148.833, 101.792, 8, 8, 8, 8, 8, 2, 14, 8, 14, 2, 2, 8, 3, 14, 0, 8],
+    "audio": [3.812, 3.457, 4.727, 7, 2, 2, 2, 2, 2, 1, 13, 13, 2, 13, 13, 13, 13, 13, 13, 13, 9],
+}
 SOUNDS = AudioRecipe(mels=20, hop=4, codebook=32)
 
 
@@ -132,6 +139,35 @@ def test_save_and_load(image_codec, audio_codec, tmp_path) -> None:
     weights.write_bytes(weights.read_bytes()[:100])
     with pytest.raises(RunError, match="not a readable codec"):
         ImageCodec.load(tmp_path / "image")
+
+
+def test_codes_of_another_layout_are_refused(image_codec, tmp_path) -> None:
+    image_codec[0].save(tmp_path)
+    told = json.loads((tmp_path / "codec.json").read_text())
+    assert told["layout"] == codes.LAYOUT
+    (tmp_path / "codec.json").write_text(json.dumps({**told, "layout": codes.LAYOUT + 1}))
+    with pytest.raises(RunError, match=rf"layout {codes.LAYOUT + 1}, this weft reads layout {codes.LAYOUT}.*noise"):
+        ImageCodec.load(tmp_path)
+
+
+@pytest.mark.parametrize("kind", [ImageCodec, AudioCodec])
+def test_the_layout_is_what_it_was(kind) -> None:
+    """The same weights mean the same codes and the same pictures and sounds. Does this fail? Then codes.LAYOUT goes up,
+    and so do the numbers here: runs of before would decode to noise.
+    """
+    config = codes.CodecConfig(48, 4, 16) if kind is ImageCodec else codes.CodecConfig(40, 0, 16)
+    settings = {"size": 16, "codes": 16} if kind is ImageCodec else {"hop": 2, "mels": 20}
+    network = codes.Network(config)
+    draw = torch.Generator().manual_seed(0)
+    for value in network.state_dict().values():
+        if value.is_floating_point():
+            value.copy_(torch.randn(value.shape, generator=draw) * 0.3)
+    codec = kind(config, settings, network)
+    back = codec.decode([np.arange(16)])[0].astype(np.float64)
+    ids = codec.encode([pictures(1)[0] if kind is ImageCodec else sounds(1)[0]])[0]
+    assert codes.LAYOUT == 1
+    found = [back.mean(), back[3].mean(), back[:, 2].mean(), *ids]
+    assert found == pytest.approx(LAYOUT_1[kind.kind], rel=0.02), found
 
 
 def test_errors_say_what_came(image_codec, audio_codec) -> None:

@@ -24,7 +24,7 @@ from weft.objectives import OBJECTIVES
 from weft.recipe import Recipe, TrainOptions, TrainRecipe
 from weft.run import Run
 from weft.train import forecast as f
-from weft.train import plan, train
+from weft.train import machine, plan, train
 from weft.train.machine import autocast, eager, free_memory, peak_memory, pick_dtype
 from weft.train.prepare import prepare
 from weft.train.progress import Progress, blend, clock
@@ -284,6 +284,22 @@ def test_progress_is_plain_where_there_is_no_terminal_and_drawn_where_there_is()
         assert 0 < progress.left < 100
     assert "3/10" in drawn.export_text()
     drawn.file.close()
+
+
+def test_memory_that_cannot_be_told_is_said_so(monkeypatch):
+    """Windows has neither `resource` nor `os.sysconf`, nor /proc."""
+    cpu = torch.device("cpu")
+    monkeypatch.setitem(sys.modules, "resource", None)
+    monkeypatch.delattr(machine.os, "sysconf")
+
+    def nothing(*args, **more):
+        raise FileNotFoundError
+
+    monkeypatch.setattr(machine, "open", nothing, raising=False)
+    assert peak_memory(cpu) == machine.used_memory(cpu) == 0
+    assert free_memory(cpu) == machine.UNKNOWN
+    found = f.Forecast(seconds=60, memory=0, step=0.1, steps=600, tokens=1000, compile=False, compiling=0)
+    assert "memory unknown" in str(found) and "0 GB" not in str(found)
 
 
 def test_small_things():

@@ -10,9 +10,12 @@ A blank cell means that the row takes no part in arrows over that column. What i
     images     easy-vqa's own test split; 5 % of its other images (by a seeded hash) for validation; a quarter of the
                digits for the test, 5 % for validation
     voices     a voice of the test (or validation) rows is heard nowhere else
-    sentences  15 % of the spoken sentences, by a seeded hash of the text, are spoken in the test rows only
+    sentences  15 % of the speaking rows' sentences, by a seeded hash of the text, are test rows (2.5 % validation), so
+               the one voice is not heard saying them in training. Those that are questions are still heard there in
+               the question rows, by other voices.
 
-`build` writes `metadata.csv`, `images/`, `speech/` and `demo.json` (the numbers, for the report).
+`build` writes `metadata.csv`, `images/`, `speech/` and `table.json` (facts about the table, which any table
+may have beside it: the report shows them).
 """
 
 from __future__ import annotations
@@ -131,7 +134,7 @@ def build(out: Path, seed: int = 0, processes: int = 2) -> Path:
     out = Path(out)
     if is_complete(out, seed):
         return out / "metadata.csv"
-    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "demo.json").is_file())):
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "table.json").is_file())):
         raise DataError(f"{out} exists and is not a demo table. Name an empty or a new folder.")
     out.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
@@ -147,9 +150,9 @@ def build(out: Path, seed: int = 0, processes: int = 2) -> Path:
 
 def is_complete(out: Path, seed: int = 0) -> bool:
     """Whether `out` holds the whole table of this version and seed."""
-    if not (out / "demo.json").is_file() or not (out / "metadata.csv").is_file():
+    if not (out / "table.json").is_file() or not (out / "metadata.csv").is_file():
         return False
-    facts = json.loads((out / "demo.json").read_text(encoding="utf-8"))
+    facts = json.loads((out / "table.json").read_text(encoding="utf-8"))
     table = hashlib.sha256((out / "metadata.csv").read_bytes()).hexdigest()
     return (facts.get("version"), facts.get("seed"), facts.get("sha256")) == (VERSION, seed, table)
 
@@ -168,7 +171,7 @@ def _write(out: Path, seed: int, processes: int) -> None:
     facts = _facts(rows, captions, speaking, clips, colourless)
     digest = hashlib.sha256((out / "metadata.csv").read_bytes()).hexdigest()
     facts |= {"version": VERSION, "seed": seed, "sha256": digest}
-    (out / "demo.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    (out / "table.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
 
 def _facts(rows: list, captions: list, speaking: list, clips: list[Clip], undetermined: list[str]) -> dict:

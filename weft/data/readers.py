@@ -188,7 +188,9 @@ def _txt(path: Path) -> Columns:
 
 
 def blocks(text: str, size: int = BLOCK) -> list[str]:
-    """Cut a long text behind a blank line (else behind a line, else anywhere); the blocks joined are the text again."""
+    """Cut a long text behind a blank line (else behind a line, else anywhere); joined they are the text again,
+    but for white space at its very end.
+    """
     found, start = [], 0
     while len(text) - start > size:
         end = next(

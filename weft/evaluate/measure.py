@@ -29,6 +29,7 @@ from weft.evaluate.show import Samples, chosen
 from weft.generate.predict import Predictor
 from weft.generate.sample import Sampling
 from weft.generate.teach import teach
+from weft.run import SKIPPED, read_lines
 
 SHUFFLED = 1000  # rows on which the model is run again with media exchanged
 CEILING = 300  # real items that are put through the codes
@@ -38,7 +39,8 @@ TEXTS = 20_000  # training texts of the n-gram model
 
 @dataclass
 class Measured:
-    """lines of the rows, lines of each baseline, further scores, notes for people, and what it all depends on.
+    """The table's rows that were measured, their lines, lines of each baseline, further scores, notes for people, and
+    what it all depends on.
 
     chance    metric -> {baseline: value}, for baselines that have no lines of their own
     produced  (row number within `rows`, value) to be shown
@@ -46,7 +48,8 @@ class Measured:
 
     kind: str
     parts: Parts
-    headline: str = ""
+    headline: str
+    rows: np.ndarray
     lines: list[dict[str, Any]] = field(default_factory=list)
     baselines: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     extra: list[metrics.Score] = field(default_factory=list)
@@ -65,11 +68,17 @@ class Bench:
         self.seed = self.run.recipe.seed
         self.describe = Describer(self.read)
         self.judges = Judges(
-            self.run.path / "judges", self.table, self._of("train").tolist(), self.read, seed=self.seed
+            self.run.path / "judges", self.table, self._whole(self._of("train")).tolist(), self.read, seed=self.seed
         )
 
     def _of(self, split: str) -> np.ndarray:
         return np.flatnonzero(np.asarray(self.run.split) == split)
+
+    def _whole(self, rows: np.ndarray) -> np.ndarray:
+        """The rows without those that training could not use: they are of no use to judges and baselines either."""
+        path = self.run.path / SKIPPED
+        bad = [line["row"] for line in read_lines(path)] if path.is_file() else []
+        return rows[~np.isin(rows, bad)]
 
     def read(self, kind: str, cell: Any) -> np.ndarray:
         """A real item: (H,W,3) uint8 or (T,M) log-mel."""
@@ -83,6 +92,7 @@ class Bench:
         rows = self._of(split or self.split)
         for column in self.arrows[number].columns:
             rows = rows[self.table.filled(column)[rows]]
+        rows = self._whole(rows) if split == "train" else rows
         if limit and len(rows) > limit:
             rows = np.sort(np.random.default_rng(self.seed).permutation(rows)[:limit])
         return rows
@@ -109,13 +119,11 @@ class Bench:
     def measure(self, number: int, rows: np.ndarray) -> Measured:
         """All of an arrow's numbers on these rows of the table."""
         arrow = self.arrows[number]
-        notes: list[str] = []
-        if arrow.kind == "produce":
-            rows, notes = self._sound(number, rows)
+        rows, notes = self._sound(number, rows)
         kind = {"model": "model", "fill": "fill", "align": "align"}.get(arrow.kind, self.types[arrow.output].name)
         kind = "model" if kind == "messages" else kind  # its replies, token by token
         headline = resolve(arrow, self.types, self.predictor.model.kind).metric
-        measured = Measured(kind, self._parts(arrow, rows, kind), headline, notes=notes)
+        measured = Measured(kind, self._parts(arrow, rows, kind), headline, rows, notes=notes)
         {
             "label": self._written, "text": self._written, "image": self._made, "audio": self._made,
             "model": self._modelled, "fill": self._filled, "align": self._aligned,
@@ -125,17 +133,29 @@ class Bench:
     def _sound(self, number: int, rows: np.ndarray) -> tuple[np.ndarray, list[str]]:
         """The rows that can be rendered, and a note on those that cannot."""
         good, faults = [], []
-        columns = self.arrows[number].columns
-        for row in rows:
-            try:
-                self.renderer.prompt(self.table.row(int(row), columns), number, row=int(row))
-                good.append(row)
-            except DataError as error:
-                faults.append(str(error))
+        for row in rows.tolist():
+            fault = self._fault(number, row)
+            faults.append(fault) if fault else good.append(row)
         if not good:
             raise DataError(f"None of {len(rows)} rows can be used. The first: {faults[0]}")
         notes = [f"{len(faults)} of {len(rows)} rows cannot be used, the first: {faults[0]}"] if faults else []
         return np.array(good), notes
+
+    def _fault(self, number: int, row: int) -> str:
+        """Why a row cannot be measured; "": it can."""
+        arrow = self.arrows[number]
+        kind = self.types[arrow.output].name
+        try:
+            record = self.table.row(row, arrow.columns)
+            if arrow.kind == "produce":
+                self.renderer.prompt(record, number, row=row)
+                if kind in MEDIA:
+                    self.read(kind, record[arrow.output])
+            else:
+                self.renderer.render(record, number, row=row)
+        except DataError as error:
+            return str(error)
+        return ""
 
     def _parts(self, arrow: Arrow, rows: np.ndarray, kind: str) -> Parts:
         cells = [cell for column in arrow.columns for cell in self.table.identities(column, rows.tolist())]
@@ -291,14 +311,16 @@ class Bench:
         written = [len(str(v).encode()) if self.types[column].name == "text" else 0 for v in values]
         found = teach(self.predictor, self.table, rows.tolist(), number)
         measured.lines = _modelled_lines(rows, found[:, 0], found[:, 2], written)
-        ids = [self._ids(number, int(row)) for row in self.rows(number, TEXTS, "train")]
+        ids = [
+            self._ids(number, row) for row in self.rows(number, TEXTS, "train").tolist() if not self._fault(number, row)
+        ]
         counted = NGram(ids, self.renderer.vocabulary.size)
         nats = np.array([counted.nats(self._ids(number, int(row))) for row in rows])
         measured.baselines["3-gram (Kneser-Ney)"] = _modelled_lines(rows, nats, found[:, 2], written)
 
     def _ids(self, number: int, row: int) -> list[int]:
         """The trained ids of a row."""
-        sample = self.renderer.render(self.table.row(row), number, row=row)
+        sample = self.renderer.render(self.table.row(row, self.arrows[number].columns), number, row=row)
         return np.concatenate([span.ids for span in sample.spans if span.loss and span.ids is not None]).tolist()
 
     def _filled(self, number: int, rows: np.ndarray, measured: Measured) -> None:
@@ -320,9 +342,8 @@ class Bench:
         """A few rows for the report."""
         arrow = self.arrows[number]
         kind = lambda column: self.types[column].name
-        rows = [line["row"] for line in measured.lines] or list(self.rows(number, None))
         for place, value in measured.produced:
-            record = self.table.row(int(rows[place]), arrow.columns)
+            record = self.table.row(int(measured.rows[place]), arrow.columns)
             cells = {column.name: (kind(column.name), record[column.name]) for column in arrow.inputs}
             output = kind(arrow.output)
             samples.add(str(arrow), cells, (output, record[arrow.output]), (output, value))

@@ -29,7 +29,7 @@ class Facts:
     codecs     codecs/report.json: {kind: {codebook, use, perplexity, error, baseline, pairs: [[before, after], ...]}}
     skipped    skipped.jsonl: {row, file, reason}
     command    the words that started the run
-    table      facts about the data: demo.json or table.json beside the table, as they are
+    table      facts about the data: table.json beside the table (or in the run), as they are
     """
 
     path: Path
@@ -95,13 +95,19 @@ def read(folder: Path) -> Facts:
 
 
 def table_facts(folder: Path, recipe: dict[str, Any]) -> dict[str, Any]:
-    """`demo.json` from the run or from beside its table."""
+    """What `table.json` says, in the run or beside its table: a JSON object of facts about the data, for the report.
+
+    Anyone may write one: {"source": "our own photographs", "licence": "CC BY 4.0", "voices": {"train": 40, "test": 6}}
+    """
     data = Path(str(recipe.get("data") or ""))
     beside = data if data.is_dir() else data.parent
-    for place in (folder / "table.json", folder / "demo.json", beside / "demo.json"):
-        if place.is_file():
-            return document(place, {})
-    return {}
+    place = next((p for p in (folder / "table.json", beside / "table.json") if p.is_file()), None)
+    if place is None:
+        return {}
+    facts = document(place, {})
+    if not isinstance(facts, dict):
+        raise RunError(f"{place} holds {type(facts).__name__}; a JSON object of facts about the table was expected.")
+    return facts
 
 
 def document(path: Path, missing: Any) -> Any:

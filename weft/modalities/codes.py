@@ -31,6 +31,7 @@ from weft.modalities.autoencoder import CodecConfig, Network, Progress, Training
 from weft.modalities.image import square
 from weft.recipe import AudioRecipe, ImageRecipe
 
+LAYOUT = 1  # of what weights and ids mean: a change of the network or of the order of cells or codes is another one
 HELD = 200  # at most so many items are kept back to measure the error
 
 
@@ -74,7 +75,7 @@ class Codec:
         """Write `codec.json` and `codec.safetensors` into `folder` (made if missing)."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        told = {"kind": self.kind, "config": asdict(self.config), "settings": self.settings}
+        told = {"kind": self.kind, "layout": LAYOUT, "config": asdict(self.config), "settings": self.settings}
         (folder / "codec.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
         state = {name: value.cpu().contiguous() for name, value in self.network.state_dict().items()}
         save_file(state, str(folder / "codec.safetensors"))
@@ -87,6 +88,12 @@ class Codec:
             told = json.loads((folder / "codec.json").read_text(encoding="utf-8"))
             if told["kind"] != cls.kind:
                 raise RunError(f"{folder}: a codec for {told['kind']} lies there; one for {cls.kind} was expected")
+            layout = told.get("layout", 1)  # what was written before layouts had numbers is the first
+            if layout != LAYOUT:
+                raise RunError(
+                    f"{folder}: its codes are of layout {layout}, this weft reads layout {LAYOUT}: they would decode to "
+                    "noise. Train the run anew, or open it with the weft that wrote it (`weft` in metrics.jsonl)"
+                )
             config = CodecConfig(**told["config"])
             network = Network(config)
             network.load_state_dict(load_file(str(folder / "codec.safetensors")))

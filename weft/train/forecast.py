@@ -21,7 +21,7 @@ from weft.objectives import OBJECTIVES
 from weft.recipe import Recipe, TrainRecipe
 from weft.train import checkpoint
 from weft.train.loop import Session, State, step
-from weft.train.machine import autocast, free_memory, peak_memory
+from weft.train.machine import autocast, free_memory, peak_memory, told
 from weft.train.optim import Optimizer
 
 Say = Callable[[str], None]
@@ -39,7 +39,7 @@ SAVING = 120.0  # seconds between checkpoints, where the recipe does not say
 
 @dataclass(frozen=True)
 class Forecast:
-    """seconds: of the whole training; memory: bytes at the peak; step: seconds of one; tokens: real ones per second."""
+    """seconds: of the whole training; memory: bytes at the peak, 0 if unknown; step: seconds of one; tokens: real ones per second."""
 
     seconds: float
     memory: int
@@ -53,7 +53,7 @@ class Forecast:
         compiled = f", compiled in {self.compiling:.0f} s" if self.compile else ""
         return (
             f"{self.steps:,} steps of {self.step:.2f} s{compiled}: {self.seconds / 60:.1f} minutes, "
-            f"{self.memory / 2**30:.2g} GB, {self.tokens:,.0f} tokens/s"
+            f"{told(self.memory)}, {self.tokens:,.0f} tokens/s"
         )
 
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from weft.errors import RecipeError, nearest
 
+UNKNOWN = 2 << 30  # bytes taken to be free where the machine does not say
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -45,17 +46,19 @@ def autocast(device: torch.device, dtype: str) -> contextlib.AbstractContextMana
 
 
 def peak_memory(device: torch.device) -> int:
-    """Most bytes used so far: of the device where it has its own memory, else of this process."""
+    """Most bytes used so far: of the device where it has its own memory, else of this process. 0: cannot be told."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    import resource
-
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
 
 def used_memory(device: torch.device) -> int:
-    """Bytes in use now."""
+    """Bytes in use now. 0: cannot be told."""
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
     try:
@@ -66,7 +69,7 @@ def used_memory(device: torch.device) -> int:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that may still be taken."""
+    """Bytes that may still be taken; where that cannot be told, half of what the machine has, or UNKNOWN."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     try:
@@ -74,7 +77,16 @@ def free_memory(device: torch.device) -> int:
             lines = dict(line.split(":", 1) for line in file)
         return int(lines["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError):
+        pass
+    try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    except (AttributeError, ValueError, OSError):  # Windows has no sysconf, others not these names
+        return UNKNOWN
+
+
+def told(memory: int) -> str:
+    """Bytes for people."""
+    return f"{memory / 2**30:.2g} GB" if memory else "memory unknown"
 
 
 def describe(device: torch.device) -> str:

@@ -41,7 +41,7 @@ from weft.train.check import prove
 from weft.train.forecast import HELD, Forecast, compile_stacks, forecast, rows_that_fit
 from weft.train.loop import Interrupt, Session, Watcher, loop, restore, save
 from weft.train.machine import describe as describe_machine
-from weft.train.machine import peak_memory, pick_device, pick_dtype
+from weft.train.machine import peak_memory, pick_device, pick_dtype, told
 from weft.train.optim import Optimizer
 from weft.train.prepare import Prepared, prepare, produced, producing, resolved, understand
 from weft.train.progress import Progress, aligned, speak
@@ -393,7 +393,7 @@ def finish(session: Session, prepared: Prepared, stopped: str, seconds: float) -
     skipped = list_skipped(session)
     run.record(
         event="stop" if stopped else "end", step=state.step, **was, nonfinite=state.bad,
-        skipped=skipped, hit={key: value / promised[key] for key, value in was.items()},
+        skipped=skipped, hit={key: value / promised[key] for key, value in was.items() if promised[key]},
     )  # fmt: skip
     replace_text(run.path / "card.md", card(session, prepared))
     if (adapter := save_adapter(run, session.model)) is not None:
@@ -402,5 +402,5 @@ def finish(session: Session, prepared: Prepared, stopped: str, seconds: float) -
         speak(f"{stopped}: saved after step {state.step:,}. Go on with: weft train --resume {run.path}")
         return
     parts = (f"{seconds / 60:.1f} minutes, {promised['seconds'] / 60:.1f} were foreseen",
-             f"{was['memory'] / 2**30:.2g} GB, {promised['memory'] / 2**30:.2g} were foreseen")  # fmt: skip
+             f"{told(was['memory'])}, {told(promised['memory'])} foreseen")  # fmt: skip
     speak("; ".join(parts))
