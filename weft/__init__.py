@@ -25,7 +25,11 @@ if TYPE_CHECKING:  # what an editor and pyright see; at run time __getattr__ bel
     from weft.evaluate.compare import compare as compare
     from weft.evaluate.report import report as report
     from weft.evaluate.run import evaluate as evaluate
+    from weft.generate.chat import chat as chat
+    from weft.generate.embed import embed as embed
+    from weft.generate.embed import embed_file as embed_file
     from weft.generate.predict import predict as predict
+    from weft.generate.search import search as search
     from weft.train import check as check
     from weft.train import plan as plan
     from weft.train import train as train
@@ -39,14 +43,18 @@ PUBLIC = {
     "plan": "weft.train",
     "check": "weft.train",
     "predict": "weft.generate.predict",
+    "chat": "weft.generate.chat",
+    "embed": "weft.generate.embed",
+    "embed_file": "weft.generate.embed",
+    "search": "weft.generate.search",
     "evaluate": "weft.evaluate.run",
     "compare": "weft.evaluate.compare",
     "report": "weft.evaluate.report",
     "WeftError": "weft.errors",
 }
 __all__ = [
-    "WeftError", "__version__", "check", "compare", "evaluate", "export", "import_model", "load", "plan", "predict",
-    "report", "train",
+    "WeftError", "__version__", "chat", "check", "compare", "embed", "embed_file", "evaluate", "export",
+    "import_model", "load", "plan", "predict", "report", "search", "train",
 ]  # fmt: skip
 
 

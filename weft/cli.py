@@ -1,6 +1,6 @@
 """The command line: read the words, call the public function of the same name, print what it returns.
 
-    weft plan | train | predict | eval | check | compare | report | import | export
+    weft plan | train | predict | eval | check | compare | report | import | export | chat | embed | search
 
 Exit codes: 0 done; 2 the user's input is at fault (one message on stderr); 130 interrupted; 1 our own fault, with a
 traceback.
@@ -23,6 +23,7 @@ import typer
 from typer.core import TyperGroup
 
 import weft
+from weft.cli_text import register
 from weft.errors import RecipeError, WeftError, nearest
 
 if TYPE_CHECKING:
@@ -296,6 +297,9 @@ def export(
     """Write a run's model for other programs."""
     path = weft.export(run, folder, to=to, merge=merge)
     print_json({"export": str(path)}) if json else print(path)
+
+
+register(app)  # chat, embed, search
 
 
 # ------------------------------------------------------------------------------------------------ reading the words

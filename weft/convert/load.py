@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 DIRECTORY = "directory"
 
 # What a source is -> module:function that reads it, (Path) -> Imported.
-READERS: dict[str, str] = {DIRECTORY: "weft.convert.hf:load_hf", ".gguf": "weft.convert.gguf.llama:load_gguf"}
+READERS: dict[str, str] = {
+    DIRECTORY: "weft.convert.hf:load_hf", ".gguf": "weft.convert.gguf.llama:load_gguf", ".pt": "weft.convert.whisper:load_whisper",
+    ".onnx": "weft.convert.onnx:load_onnx",
+}  # fmt: skip
 
 
 def load(source: str | Path, device: str = "cpu") -> Model:
@@ -43,7 +46,9 @@ def read(source: str | Path) -> Imported:
     path = named(source)
     kind = DIRECTORY if path.is_dir() else path.suffix
     if not path.exists():
-        raise ConvertError(f"{source} is not there. Name a run, a model directory or a weight file.")
+        raise ConvertError(
+            f"{source} is not there. Name a run, a model directory, a weight file, or one of {', '.join(PRETRAINED)}."
+        )
     if kind not in READERS:
         raise ConvertError(f"{source} is no kind of weight file that weft reads. It reads {', '.join(READERS)}.")
     return reached(READERS[kind])(path)

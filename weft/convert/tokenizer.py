@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -53,11 +54,16 @@ class SavedTokenizer:
 
     def around(self, text: str) -> np.ndarray:
         """`text` -> (L,) int64 with what its model puts around one text ([CLS] ... [SEP]; <s> ... </s>)."""
+        before, after = self.frame
+        return np.concatenate([before, self.codec.encode(text), after]).astype(np.int64)
+
+    @cached_property
+    def frame(self) -> tuple[list[int], list[int]]:
+        """The ids that the model puts before a text, and after it."""
         framed = self.codec.tokenizer.encode(PROBE, add_special_tokens=True).ids
         plain = self.codec.tokenizer.encode(PROBE, add_special_tokens=False).ids
         before = framed.index(plain[0])
-        after = framed[before + len(plain) :]
-        return np.concatenate([framed[:before], self.codec.encode(text), after]).astype(np.int64)
+        return framed[:before], framed[before + len(plain) :]
 
     def to_tree(self) -> dict[str, Any]:
         """As plain JSON values, without the tokenizer itself (that is `codec.save`)."""

@@ -36,6 +36,8 @@ class TextCodec:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         tokenizer.encode_special_tokens = True  # the text of a control token is text
+        tokenizer.no_truncation()  # a saved tokenizer may cut texts at a length, and fill them up to one
+        tokenizer.no_padding()
         self.tokenizer = tokenizer
         self.control = {i: t.content for i, t in tokenizer.get_added_tokens_decoder().items() if t.special}
 
