@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
+from weft.core import config as c
 from weft.core.config import ModelConfig
 from weft.errors import ConvertError
 from weft.families.names import Rule
 
 Raw = Mapping[str, Any]
+N = TypeVar("N", c.LayerNorm, c.RMSNorm)
 MOST = 2**31  # no size of a model is more
 
 
@@ -84,6 +86,20 @@ def only(raw: Raw, key: str, *values: Any) -> None:
     value = raw.get(key, values[0])
     if value not in values:
         raise ConvertError(f"{key} of the config.json is {value!r}; weft has {', '.join(map(repr, values))}.")
+
+
+def plain(stack: c.AnyStack, title: str, norm: type[N]) -> tuple[c.StackConfig, c.FeedForward, N]:
+    """A stack with attention, its one feed-forward part and its kind of norm, as other libraries have them.
+
+    Raises ConvertError for any other: a layout of `title` cannot say it.
+    """
+    if not isinstance(stack, c.StackConfig):
+        raise ConvertError(f"The layout of {title} has attention; this model is a {type(stack).__name__}.")
+    if not isinstance(stack.feedforward, c.FeedForward) or not isinstance(stack.norm, norm):
+        raise ConvertError(
+            f"The layout of {title} has one feed-forward part for all kinds of tokens, and {norm.__name__}."
+        )
+    return stack, stack.feedforward, stack.norm
 
 
 # Names of activations there -> ours.

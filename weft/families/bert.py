@@ -40,7 +40,7 @@ def bert(
     if pretraining not in PRETRAINING:
         raise RecipeError(f"pretraining is {pretraining!r}.{nearest(pretraining, PRETRAINING)}")
     norm = c.LayerNorm(1e-12)
-    heads: dict[str, c.Head] = dict(want.tops(c.Language(want.vocab, bias=True, transform=norm), hidden=want.dim))
+    heads = want.tops(c.Language(want.vocab, bias=True, transform=norm), hidden=want.dim)
     if want.language and pretraining != "words":
         del heads["language"]
         replaced = c.Tag(1, hidden=want.dim, activation="gelu")

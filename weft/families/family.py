@@ -28,9 +28,9 @@ class Wanted:
     labels: dict[str, int] = field(default_factory=dict)
     language: bool = True
 
-    def tops(self, language: c.Language, hidden: int = 0) -> dict[str, c.Language | c.Classify]:
+    def tops(self, language: c.Language, hidden: int = 0) -> dict[str, c.Head]:
         """The heads: `language` if it is wanted, and a classification for each of the labels."""
-        found: dict[str, c.Language | c.Classify] = {"language": language} if self.language else {}
+        found: dict[str, c.Head] = {"language": language} if self.language else {}
         return found | {name: c.Classify(classes, hidden) for name, classes in self.labels.items()}
 
     def stem(self, name: str, dim: int = 0, *, bias: bool = True) -> dict[str, c.Stem]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from weft.convert.layout import Layout, Raw, activation, activation_name, first, number, only, whole
+from weft.convert.layout import Layout, Raw, activation, activation_name, first, number, only, plain, whole
 from weft.core import config as c
 from weft.errors import ConvertError
 from weft.families.bert import NAMES
@@ -129,14 +129,10 @@ def labels(raw: Raw) -> int:
 def write(dialect: Dialect, config: c.ModelConfig, raw: Raw) -> dict[str, Any]:
     """Our tree -> config.json."""
     tower = config.topology
-    if not isinstance(tower, c.TowerConfig) or not isinstance(tower.stack, c.StackConfig):
-        raise ConvertError(f"{dialect.title}'s layout is that of one tower.")
-    source, stack = tower.input, tower.stack
-    feedforward, norm, positions = stack.feedforward, stack.norm, source.positions
-    if not isinstance(feedforward, c.FeedForward) or not isinstance(norm, c.LayerNorm):
-        raise ConvertError(f"{dialect.title}'s layout has one feed-forward part for all tokens, and layer norm.")
-    if not isinstance(positions, c.Learned):
-        raise ConvertError(f"{dialect.title}'s layout has learned positions.")
+    if not isinstance(tower, c.TowerConfig) or not isinstance(tower.input.positions, c.Learned):
+        raise ConvertError(f"{dialect.title}'s layout is that of one tower with learned positions.")
+    source, positions = tower.input, tower.input.positions
+    stack, feedforward, norm = plain(tower.stack, dialect.title, c.LayerNorm)
     size = {"dim": stack.dim, "depth": stack.depth, "heads": stack.attention.heads, "hidden": feedforward.hidden}
     act = dialect.keys["activation"]
     words = config.heads.get("language")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from weft.convert.layout import Layout, Raw, activation, activation_name, number, only, whole
+from weft.convert.layout import Layout, Raw, activation, activation_name, number, only, plain, whole
 from weft.core import config as c
 from weft.errors import ConvertError
 from weft.families.gpt import NAMES
@@ -43,10 +43,7 @@ def write(config: c.ModelConfig, raw: Raw) -> dict[str, Any]:
     tower, head = config.topology, config.heads.get("language")
     if not isinstance(tower, c.TowerConfig) or not isinstance(tower.input.positions, c.Learned):
         raise ConvertError("GPT-2's layout is that of one tower with learned positions.")
-    stack = tower.stack
-    feedforward, norm = stack.feedforward, stack.norm
-    if not isinstance(feedforward, c.FeedForward) or not isinstance(norm, c.LayerNorm):
-        raise ConvertError("GPT-2's layout has one feed-forward part for all kinds of tokens, and layer norm.")
+    stack, feedforward, norm = plain(tower.stack, "GPT-2", c.LayerNorm)
     return {
         "architectures": ["GPT2LMHeadModel" if isinstance(head, c.Language) else "GPT2Model"],
         "model_type": "gpt2",

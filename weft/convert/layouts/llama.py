@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from weft.convert.layout import Layout, Raw, activation, activation_name, number, only, whole
+from weft.convert.layout import Layout, Raw, activation, activation_name, number, only, plain, whole
 from weft.core import config as c
 from weft.errors import ConvertError
 from weft.families.llama import NAMES
@@ -133,12 +133,10 @@ def pattern(dialect: Dialect, raw: Raw, depth: int) -> c.Causal | c.Window:
 def write(dialect: Dialect, config: c.ModelConfig, raw: Raw) -> dict[str, Any]:
     """Our tree -> config.json."""
     tower, head = config.topology, config.heads.get("language")
-    if not isinstance(tower, c.TowerConfig) or not isinstance(tower.stack, c.StackConfig):
+    if not isinstance(tower, c.TowerConfig):
         raise ConvertError(f"{dialect.title}'s layout is that of one tower.")
-    stack = tower.stack
-    attention, feedforward, norm = stack.attention, stack.feedforward, stack.norm
-    if not isinstance(feedforward, c.FeedForward) or not isinstance(norm, c.RMSNorm):
-        raise ConvertError(f"{dialect.title}'s layout has one feed-forward part for all kinds of tokens, and RMS norm.")
+    stack, feedforward, norm = plain(tower.stack, dialect.title, c.RMSNorm)
+    attention = stack.attention
     window = attention.pattern.left + 1 if isinstance(attention.pattern, c.Window) else None
     tree = {
         "bos_token_id": None,

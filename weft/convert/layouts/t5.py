@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weft.convert.layout import ACTIVATIONS, Layout, Raw, activation_name, number, whole
+from weft.convert.layout import ACTIVATIONS, Layout, Raw, activation_name, number, plain, whole
 from weft.core import config as c
 from weft.errors import ConvertError
 from weft.families.names import Rule
@@ -80,12 +80,8 @@ def write(config: c.ModelConfig, raw: Raw) -> dict[str, Any]:
     both, head = config.topology, config.heads.get("language")
     if not isinstance(both, c.EncoderDecoderConfig) or not isinstance(head, c.Language) or not both.shared:
         raise ConvertError("T5's layout is an encoder and a decoder with one table, and a head over words.")
-    encoder, decoder = both.encoder.stack, both.decoder.stack
-    if not isinstance(encoder, c.StackConfig) or not isinstance(decoder, c.StackConfig):
-        raise ConvertError("T5's layout has attention on both sides.")
-    part, norm, position = encoder.feedforward, encoder.norm, encoder.attention.position
-    if not isinstance(part, c.FeedForward) or not isinstance(norm, c.RMSNorm):
-        raise ConvertError("T5's layout has one feed-forward part for all kinds of tokens, and RMS norm.")
+    encoder, part, norm = plain(both.encoder.stack, "T5", c.RMSNorm)
+    position = encoder.attention.position
     if not isinstance(position, c.RelativeBias):
         raise ConvertError("T5's layout has learned biases by distance.")
     was = str(raw.get("feed_forward_proj", "")).removeprefix("gated-")
@@ -103,7 +99,7 @@ def write(config: c.ModelConfig, raw: Raw) -> dict[str, Any]:
         "d_kv": encoder.attention.head_dim or encoder.dim // encoder.attention.heads,
         "d_ff": part.hidden,
         "num_layers": encoder.depth,
-        "num_decoder_layers": decoder.depth,
+        "num_decoder_layers": plain(both.decoder.stack, "T5", c.RMSNorm)[0].depth,
         "num_heads": encoder.attention.heads,
         "relative_attention_num_buckets": position.buckets,
         "relative_attention_max_distance": position.distance,
@@ -120,8 +116,7 @@ def write(config: c.ModelConfig, raw: Raw) -> dict[str, Any]:
 def rules(config: c.ModelConfig) -> tuple[Rule, ...]:
     """The table of names, by whether the feed-forward parts are gated."""
     both = config.topology
-    part = both.encoder.stack.feedforward if isinstance(both, c.EncoderDecoderConfig) else None
-    return NAMES[isinstance(part, c.FeedForward) and part.gated]
+    return NAMES[isinstance(both, c.EncoderDecoderConfig) and plain(both.encoder.stack, "T5", c.RMSNorm)[1].gated]
 
 
 LAYOUT = Layout(
