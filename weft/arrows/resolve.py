@@ -51,7 +51,9 @@ def resolve(arrow: Arrow, types: Mapping[str, ColumnType], kind: str) -> Resolut
     output = types[arrow.output]
     if arrow.kind == "fill" and output.name != "text":
         raise ArrowError(f"'{arrow}': only text can be filled in, and column {arrow.output!r} is {output.name}")
-    if (output.name == "messages") != (arrow.kind == "chat") and arrow.kind != "produce":
+    if arrow.kind == "prefer" and {types[c.name].name for c in arrow.outputs} not in ({"text"}, {"messages"}):
+        raise ArrowError(f"'{arrow}': what is chosen and what is rejected are both text, or both messages")
+    if (output.name == "messages") != (arrow.kind == "chat") and arrow.kind not in ("produce", "prefer"):
         raise ArrowError(
             f"'{arrow}': column {arrow.output!r} is {output.name}. A conversation is learned by '{arrow.output} ->', "
             "which takes messages."
@@ -69,6 +71,7 @@ def _objective(arrow: Arrow, output: ColumnType, kind: str) -> str:
         ("decoder", "produce"): "next",
         ("decoder", "model"): "next",
         ("decoder", "chat"): "next",
+        ("decoder", "prefer"): "prefer",
         ("encoder", "fill"): "masked",
         ("encoder-decoder", "produce"): "seq2seq",
         ("encoder-decoder", "fill"): "seq2seq",
@@ -88,6 +91,8 @@ def _why(arrow: Arrow, output: ColumnType, kind: str) -> str:
         return f"brings two sides close, and {model} has one side. {take('dual')}"
     if arrow.kind == "fill":
         return f"fills in hidden tokens, and {model} is not made for that. {take('encoder', 'encoder-decoder')}"
+    if arrow.kind == "prefer":
+        return f"prefers one answer over another, and {model} does not. {take('decoder')}"
     if arrow.kind == "chat" or output.name == "messages":
         return f"answers in a conversation, and {model} does not. {take('decoder')}"
     if arrow.kind == "model":
@@ -118,6 +123,8 @@ def _metric(arrow: Arrow, types: Mapping[str, ColumnType]) -> str:
     if arrow.kind == "fill":
         return "accuracy"  # of the hidden tokens
     output = types[arrow.output].name
+    if arrow.kind == "prefer":
+        return "accuracy"  # how often the chosen one is the likelier
     if output == "messages":
         return "bits per token"  # of the replies
     if arrow.kind == "model":

@@ -20,6 +20,7 @@ from weft.model import Model
 from weft.objectives import OBJECTIVES
 from weft.recipe import Recipe, TrainRecipe
 from weft.train import checkpoint
+from weft.train.fit import counting, foreseen
 from weft.train.loop import Session, State, step
 from weft.train.machine import autocast, free_memory, peak_memory, told
 from weft.train.optim import Optimizer
@@ -50,6 +51,8 @@ class Forecast:
     compiling: float
 
     def __str__(self) -> str:
+        if not self.step:
+            return f"{self.steps:,} passes over the training rows, counted without gradients"
         compiled = f", compiled in {self.compiling:.0f} s" if self.compile else ""
         return (
             f"{self.steps:,} steps of {self.step:.2f} s{compiled}: {self.seconds / 60:.1f} minutes, "
@@ -71,6 +74,9 @@ def forecast(
     Returns the forecast, and the recipe with steps, compile, save_every and evaluate_every filled in.
     """
     recipe, began = session.run.recipe, time.perf_counter()
+    if counting(session.model.config):
+        recipe = foreseen(recipe, session.model.config)
+        return Forecast(0.0, peak_memory(session.device), 0.0, recipe.train.steps, 0.0, False, 0.0), recipe
     train = recipe.train
     if train.options.compile not in COMPILE:
         raise RecipeError(

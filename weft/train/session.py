@@ -38,8 +38,12 @@ from weft.recipe import Recipe, load, override
 from weft.run import CONFIG, METRICS, RECIPE, SKIPPED, Run, read_lines, replace_text
 from weft.train.card import card
 from weft.train.check import prove
+from weft.train.fit import course
 from weft.train.forecast import HELD, Forecast, compile_stacks, forecast, rows_that_fit
-from weft.train.loop import Interrupt, Session, Watcher, loop, restore, save
+from weft.train.guides import guided
+from weft.train.keep import keep
+from weft.train.keep import told as kept_told
+from weft.train.loop import Interrupt, Session, Watcher, restore, save
 from weft.train.machine import describe as describe_machine
 from weft.train.machine import peak_memory, pick_device, pick_dtype, told
 from weft.train.optim import Optimizer
@@ -131,9 +135,16 @@ def make_recipe(
         )
     if source is None and Path(recipe.data).exists():
         recipe = replace(recipe, data=str(Path(recipe.data).resolve()))  # a resume may come from another folder
-    if recipe.model.source and Path(recipe.model.source).exists():
-        recipe = replace(recipe, model=replace(recipe.model, source=str(Path(recipe.model.source).resolve())))
+    model, options = recipe.model, recipe.train.options
+    model = replace(model, source=absolute(model.source), guide=replace(model.guide, teacher=absolute(model.guide.teacher)))
+    options = replace(options, keep_text=absolute(options.keep_text))
+    recipe = replace(recipe, model=model, train=replace(recipe.train, options=options))
     return recipe, source
+
+
+def absolute(path: str) -> str:
+    """A path that is there from any folder; a name that is none as it is."""
+    return str(Path(path).resolve()) if path and Path(path).exists() else path
 
 
 def gentler(recipe: Recipe, said: Sequence[str]) -> Recipe:
@@ -183,9 +194,12 @@ def go(run: Run, began: float) -> None:
     progress = Progress(session.recipe.steps, session.state.step)
     before, started = session.state.seconds, time.perf_counter()
     try:
-        watchers: list[Watcher] = [Log(progress), *held_out(session, prepared, progress.say), Save()]
+        kept = keep(session, prepared.renderer)
+    watchers: list[Watcher] = [
+        Log(progress), *held_out(session, prepared, progress.say), *([kept] if kept else []), Save()
+    ]  # fmt: skip
         with Interrupt() as stop, progress.shown():
-            loop(session, watchers, stop)
+            course(session.model.config)(session, watchers, stop)
             save(session)
     finally:
         list_skipped(session)
@@ -291,6 +305,7 @@ def code_ahead(prepared: Prepared) -> None:
 def assemble(run: Run, prepared: Prepared, device: torch.device) -> Session:
     """Model, optimiser and loader at step 0."""
     model = make(prepared.config, run.recipe, prepared.base, prepared.start).to(device)
+    guided(model, run.recipe, prepared, device)
     names = [str(arrow) for arrow in prepared.arrows]
     return Session(run, model, Optimizer(model, run.recipe.train), loader_of(prepared, run.recipe), device, names)
 
@@ -401,6 +416,9 @@ def finish(session: Session, prepared: Prepared, stopped: str, seconds: float) -
     if stopped:
         speak(f"{stopped}: saved after step {state.step:,}. Go on with: weft train --resume {run.path}")
         return
-    parts = (f"{seconds / 60:.1f} minutes, {promised['seconds'] / 60:.1f} were foreseen",
+    soon = f", {promised['seconds'] / 60:.1f} were foreseen" if promised["seconds"] else ""
+    parts = (f"{seconds / 60:.1f} minutes{soon}",
              f"{told(was['memory'])}, {told(promised['memory'])} foreseen")  # fmt: skip
     speak("; ".join(parts))
+    if said := kept_told(run.metrics("event")):
+        speak(said)
