@@ -16,10 +16,11 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -57,10 +58,28 @@ class CodecReport:
     held: int
 
 
-class Codec:
+@dataclass(frozen=True)
+class Lesson:
+    """What a codec learns from: its shape, its settings, where batches come from, and what its report compares.
+
+    draw    generator -> cells of a batch (B,h,w,F)
+    mean    what the baseline says of every item or frame
+    shown   items to measure on;  counts: trained on, kept back
+    """
+
+    config: CodecConfig
+    settings: dict[str, int]
+    draw: Callable[[torch.Generator], Tensor]
+    mean: np.ndarray
+    shown: list[np.ndarray]
+    counts: tuple[int, int]
+
+
+class Codec(ABC):
     """What the image and the sound codec share: the network, its training, its files."""
 
     kind: ClassVar[str]
+    STEPS: ClassVar[int]
 
     def __init__(self, config: CodecConfig, settings: dict[str, int], network: Network, device: str = "cpu") -> None:
         self.config, self.settings, self.device = config, settings, torch.device(device)
@@ -70,6 +89,38 @@ class Codec:
     def size(self) -> int:
         """How many codes there are: ids are 0 .. size - 1."""
         return self.config.codebook
+
+    @classmethod
+    def train(
+        cls, items: Sequence[np.ndarray], settings: Any, *, seed: int = 0, steps: int = 0,
+        progress: Progress | None = None, device: str = "cpu",
+    ) -> tuple[Self, CodecReport]:  # fmt: skip
+        """Learn to code pictures (H,W,3) uint8 by an `ImageRecipe`, or log-mels (T,M) float32 by an `AudioRecipe`.
+
+        Items of any sizes: pictures are made `square`, of sounds every `settings.hop` frames become one code.
+        Deterministic for a seed and a machine; `steps` 0 takes STEPS. `progress` is called after each step. Raises
+        DataError without items or with an empty sound; RecipeError for a hop under 1, and if `codes` is no square
+        number or its grid does not divide `size`.
+        """
+        lesson = cls._lesson(items, settings, seed)
+        started = time.perf_counter()
+        network = learn(lesson.config, lesson.draw, Training(steps or cls.STEPS), seed, progress, device)
+        seconds = time.perf_counter() - started
+        codec = cls(lesson.config, lesson.settings, network, device)
+        return codec, measure(codec, lesson.shown, lesson.mean, seconds, lesson.counts)
+
+    @classmethod
+    @abstractmethod
+    def _lesson(cls, items: Sequence[np.ndarray], settings: Any, seed: int) -> Lesson:
+        """What to learn from these items. Raises as `train` says."""
+
+    @abstractmethod
+    def encode(self, items: Sequence[np.ndarray], /) -> list[np.ndarray]:
+        """Items -> the codes of each."""
+
+    @abstractmethod
+    def decode(self, ids: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Codes -> items."""
 
     def save(self, folder: str | Path) -> None:
         """Write `codec.json` and `codec.safetensors` into `folder` (made if missing)."""
@@ -91,8 +142,8 @@ class Codec:
             layout = told.get("layout", 1)  # what was written before layouts had numbers is the first
             if layout != LAYOUT:
                 raise RunError(
-                    f"{folder}: its codes are of layout {layout}, this weft reads layout {LAYOUT}: they would decode to "
-                    "noise. Train the run anew, or open it with the weft that wrote it (`weft` in metrics.jsonl)"
+                    f"{folder}: its codes are of layout {layout}, this weft reads layout {LAYOUT}: they would decode "
+                    "to noise. Train the run anew, or open it with the weft that wrote it (`weft` in metrics.jsonl)"
                 )
             config = CodecConfig(**told["config"])
             network = Network(config)
@@ -129,21 +180,7 @@ class ImageCodec(Codec):
     BATCH: ClassVar[int] = 256  # coded at once
 
     @classmethod
-    def train(
-        cls,
-        items: Sequence[np.ndarray],
-        settings: ImageRecipe,
-        *,
-        seed: int = 0,
-        steps: int = 0,
-        progress: Progress | None = None,
-        device: str = "cpu",
-    ) -> tuple[ImageCodec, CodecReport]:
-        """Learn to code (H,W,3) uint8 pictures (any sizes: they are made `square`) in `settings.codes` codes each.
-
-        Deterministic for a seed and a machine; `steps` 0 takes STEPS. `progress` is called after each step. Raises
-        DataError without pictures, RecipeError if `codes` is no square number or its grid does not divide `size`.
-        """
+    def _lesson(cls, items: Sequence[np.ndarray], settings: ImageRecipe, seed: int) -> Lesson:
         rows = round(settings.codes**0.5)
         if rows * rows != settings.codes or rows < 1 or settings.size % rows:
             raise RecipeError(
@@ -160,14 +197,11 @@ class ImageCodec(Codec):
             chosen = torch.randint(len(train), (min(cls.DRAWN, max(8, len(train))),), generator=generator)
             return _to_cells(torch.from_numpy(pictures[train[chosen.numpy()]]), side)
 
-        config = CodecConfig(3 * side * side, rows, settings.codebook)
-        started = time.perf_counter()
-        network = learn(config, draw, Training(steps or cls.STEPS), seed, progress, device)
-        seconds = time.perf_counter() - started
-        codec = cls(config, {"size": settings.size, "codes": settings.codes}, network, device)
-        mean = pictures[train].mean(0, dtype=np.float32)
-        shown = list(pictures[held if len(held) else train])
-        return codec, measure(codec, shown, mean, seconds, (len(train), len(held)))
+        return Lesson(
+            CodecConfig(3 * side * side, rows, settings.codebook), {"size": settings.size, "codes": settings.codes},
+            draw, pictures[train].mean(0, dtype=np.float32), list(pictures[held if len(held) else train]),
+            (len(train), len(held)),
+        )  # fmt: skip
 
     @torch.inference_mode()
     def encode(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -210,21 +244,7 @@ class AudioCodec(Codec):
     CROP: ClassVar[int] = 32  # codes per training crop
 
     @classmethod
-    def train(
-        cls,
-        items: Sequence[np.ndarray],
-        settings: AudioRecipe,
-        *,
-        seed: int = 0,
-        steps: int = 0,
-        progress: Progress | None = None,
-        device: str = "cpu",
-    ) -> tuple[AudioCodec, CodecReport]:
-        """Learn to code log-mels (T,M) float32 (`audio.log_mel`), any lengths, one code per `settings.hop` frames.
-
-        Deterministic for a seed and a machine; `steps` 0 takes STEPS. `progress` is called after each step. Raises
-        DataError without sounds or with an empty one, RecipeError for a hop under 1.
-        """
+    def _lesson(cls, items: Sequence[np.ndarray], settings: AudioRecipe, seed: int) -> Lesson:
         hop, mels = settings.hop, settings.mels
         if hop < 1:
             raise RecipeError(f"audio.hop is {hop}; it counts the frames of one code, so 1 or more was expected")
@@ -243,14 +263,11 @@ class AudioCodec(Codec):
             crops = flat[starts + torch.arange(cls.CROP * hop)]  # (B,frames,M), from any frame on
             return crops.view(cls.DRAWN, 1, cls.CROP, hop * mels)  # (B,1,w,F)
 
-        config = CodecConfig(hop * mels, 0, settings.codebook)
-        started = time.perf_counter()
-        network = learn(config, draw, Training(steps or cls.STEPS), seed, progress, device)
-        seconds = time.perf_counter() - started
-        codec = cls(config, {"hop": hop, "mels": mels}, network, device)
-        mean = np.concatenate([sounds[i] for i in train]).mean(0)
-        shown = [sounds[i] for i in (held if len(held) else train)]
-        return codec, measure(codec, shown, mean, seconds, (len(train), len(held)))
+        return Lesson(
+            CodecConfig(hop * mels, 0, settings.codebook), {"hop": hop, "mels": mels}, draw,
+            np.concatenate([sounds[i] for i in train]).mean(0), [sounds[i] for i in (held if len(held) else train)],
+            (len(train), len(held)),
+        )  # fmt: skip
 
     @torch.inference_mode()
     def encode(self, mels: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -293,7 +310,7 @@ class AudioCodec(Codec):
 
 
 def measure(
-    codec: ImageCodec | AudioCodec, shown: list[np.ndarray], mean: np.ndarray, seconds: float, counts: tuple[int, int]
+    codec: Codec, shown: list[np.ndarray], mean: np.ndarray, seconds: float, counts: tuple[int, int]
 ) -> CodecReport:
     """Code `shown` and compare with what comes back; `mean` is what the baseline says of every item or frame."""
     ids = codec.encode(shown)
