@@ -95,7 +95,7 @@ class NGram(nn.Module):
 
     def scores(self, hidden: Tensor) -> Tensor:
         """(...,order-1) -> (...,V) log probabilities of the next token."""
-        flat = hidden.flatten(0, -2)
+        flat = hidden.reshape(-1, hidden.shape[-1])
         vocab = self.config.vocab
         p = torch.full((len(flat), vocab), 1 / vocab, device=hidden.device)
         for share, left, entries, node, has in self.found(flat):

@@ -37,10 +37,10 @@ NGRAM = Family(
     "ngram", ngram, "decoder",
     "Kneser & Ney 1995, Improved backing-off for m-gram language modeling; Chen & Goodman 1999, An empirical study of "
     "smoothing techniques for language modeling",
-    sizes=SIZES,
+    sizes=SIZES, media=False,
 )  # fmt: skip
 MARKOV = Family(
     "hmm", hmm, "decoder",
     "Baum et al. 1970, A maximization technique; Rabiner 1989, A tutorial on hidden Markov models",
-    sizes=SIZES,
+    sizes=SIZES, media=False,
 )  # fmt: skip

@@ -61,7 +61,10 @@ class Published:
 
 @dataclass(frozen=True)
 class Family:
-    """kind: decoder | encoder | encoder-decoder | dual. sizes: name -> (dim, depth, heads), the default first."""
+    """kind: decoder | encoder | encoder-decoder | dual. sizes: name -> (dim, depth, heads), the default first.
+
+    media  whether it can take pictures and sounds; a family that counts ids cannot
+    """
 
     name: str
     config: Callable[..., c.ModelConfig]
@@ -69,6 +72,7 @@ class Family:
     paper: str
     sizes: dict[str, tuple[int, int, int]]
     published: dict[str, Published] = field(default_factory=dict)
+    media: bool = True
 
     @property
     def difference(self) -> str:
