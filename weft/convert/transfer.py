@@ -34,7 +34,12 @@ from weft.run import CONFIG, WEIGHTS, Run
 SOURCE, COMPANIONS, TOKENIZER = "source.json", "companions", "tokenizer.json"
 
 # --to -> module:function that writes it, (Run, Path) -> Path of what was written.
-TARGETS: dict[str, str] = {"hf": "weft.convert.transfer:export_hf"}
+TARGETS: dict[str, str] = {
+    "hf": "weft.convert.transfer:export_hf",
+    "gguf": "weft.convert.gguf.write:as_f16",
+    "gguf-f32": "weft.convert.gguf.write:as_f32",
+    "gguf-q8_0": "weft.convert.gguf.write:as_q8_0",
+}
 
 
 def import_model(source: str | Path, out: str | Path) -> Run:
