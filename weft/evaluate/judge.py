@@ -24,7 +24,7 @@ from weft.data.sources import Table
 from weft.evaluate.hear import SpeechJudge
 from weft.evaluate.see import ImageJudge
 
-VERSION = 2  # of what the judges are; another version trains again
+VERSION = 3  # of what the judges are; another version trains again
 READINGS = 200  # the most different things that an image judge is asked to tell apart
 CLIPS = 4000
 Progress = Callable[[str, int, int], None]  # what is done, step, of how many

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from weft.arrows.grammar import Arrow
+from weft.arrows.media import Cache, identify
 from weft.arrows.resolve import resolve
 from weft.data.sources import content
 from weft.errors import DataError
@@ -31,6 +32,7 @@ from weft.generate.sample import Sampling
 from weft.generate.teach import teach
 from weft.run import SKIPPED, read_lines
 
+OPENED = 256 << 20  # bytes of decoded pictures and sounds that are kept
 SHUFFLED = 1000  # rows on which the model is run again with media exchanged
 CEILING = 300  # real items that are put through the codes
 NEIGHBOURS = 4000  # training rows that neighbours are looked for among
@@ -66,6 +68,7 @@ class Bench:
         self.table, self.split, self.judge, self.say = self.run.table, split, judge, say
         self.types, self.arrows = self.renderer.columns, self.renderer.arrows
         self.seed = self.run.recipe.seed
+        self._opened = Cache(OPENED)
         self.describe = Describer(self.read)
         self.judges = Judges(
             self.run.path / "judges", self.table, self._whole(self._of("train")).tolist(), self.read, seed=self.seed
@@ -81,11 +84,15 @@ class Bench:
         return rows[~np.isin(rows, bad)]
 
     def read(self, kind: str, cell: Any) -> np.ndarray:
-        """A real item: (H,W,3) uint8 or (T,M) log-mel."""
+        """A real item: (H,W,3) uint8 or (T,M) log-mel. Judges, baselines and ceilings look at the same ones."""
         from weft.modalities.audio import log_mel, open_audio
         from weft.modalities.image import open_image
 
-        return open_image(cell) if kind == "image" else log_mel(open_audio(cell), self.renderer.audio.mels)
+        key = (kind, identify(cell)[1])
+        if (known := self._opened.get(key)) is None:
+            known = open_image(cell) if kind == "image" else log_mel(open_audio(cell), self.renderer.audio.mels)
+            self._opened.keep(key, known, known.nbytes)
+        return known
 
     def rows(self, number: int, limit: int | None, split: str = "") -> np.ndarray:
         """Table rows of the split that fill all columns of an arrow; at most `limit`, drawn with the seed."""
