@@ -18,7 +18,7 @@ from weft.errors import ArrowError, nearest
 
 KINDS = {  # kind of model -> families of it, for messages
     "decoder": "weft, gpt, llama, rnn, ngram, hmm",
-    "encoder": "bert, vit, birnn",
+    "encoder": "bert, vit, birnn, cnn",
     "encoder-decoder": "t5",
     "dual": "clip",
 }

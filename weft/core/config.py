@@ -16,7 +16,7 @@ import dataclasses
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from weft.core.others import MarkovConfig, NGramConfig, RecurrentConfig, Told
+from weft.core.others import ConvolveConfig, MarkovConfig, NGramConfig, PictureConfig, RecurrentConfig, Told
 from weft.errors import RecipeError, nearest
 
 # ---------------------------------------------------------------------------------------------------- positions
@@ -302,7 +302,7 @@ class TextInput:
     opening: tuple[int, ...] = (0,)
 
 
-AnyStack = StackConfig | RecurrentConfig
+AnyStack = StackConfig | RecurrentConfig | ConvolveConfig
 
 # ---------------------------------------------------------------------------------------------------- topologies
 
@@ -379,7 +379,7 @@ class EarlyFusionConfig:
     """Encoded items take the place of their placeholders in one stream (LLaVA)."""
 
     tower: TowerConfig
-    encoders: dict[str, ItemEncoder]
+    encoders: dict[str, ItemEncoder | PictureConfig]
 
 
 @dataclass(frozen=True)
@@ -437,7 +437,8 @@ class DualEncoderConfig:
     bias: float | None = None
 
 
-Topology = NGramConfig | MarkovConfig | TowerConfig | EncoderDecoderConfig | EarlyFusionConfig | ConcatConfig | DualEncoderConfig
+Counted = NGramConfig | MarkovConfig
+Topology = TowerConfig | EncoderDecoderConfig | EarlyFusionConfig | ConcatConfig | DualEncoderConfig | Counted
 
 # ---------------------------------------------------------------------------------------------------- heads, model
 
@@ -528,11 +529,11 @@ class ModelConfig:
 TYPES: dict[str, type] = {
     kind.__name__: kind
     for kind in (
-        RecurrentConfig, NGramConfig, MarkovConfig, Told, Learned, Grid, Sinusoidal, Interpolate, Stretch, Yarn, Rope,
-        RelativeBias, Alibi, Full, Causal, Prefix, Window, LayerNorm, RMSNorm, PerModality, Attention, FeedForward,
-        StackConfig, LinearStem, MlpStem, ConvStem, FrameStem, TextInput, TowerConfig, EncoderDecoderConfig,
-        MlpBridge, ShuffleBridge, ItemEncoder, EarlyFusionConfig, ConcatConfig, AtToken, AttentionPool, Project,
-        DualEncoderConfig, Language, Classify, Tag, Span, Pooler, Init, ModelConfig,
+        RecurrentConfig, ConvolveConfig, PictureConfig, NGramConfig, MarkovConfig, Told, Learned, Grid, Sinusoidal,
+        Interpolate, Stretch, Yarn, Rope, RelativeBias, Alibi, Full, Causal, Prefix, Window, LayerNorm, RMSNorm,
+        PerModality, Attention, FeedForward, StackConfig, LinearStem, MlpStem, ConvStem, FrameStem, TextInput,
+        TowerConfig, EncoderDecoderConfig, MlpBridge, ShuffleBridge, ItemEncoder, EarlyFusionConfig, ConcatConfig,
+        AtToken, AttentionPool, Project, DualEncoderConfig, Language, Classify, Tag, Span, Pooler, Init, ModelConfig,
     )
 }  # fmt: skip
 

@@ -122,6 +122,17 @@ def items(media: Media, tokens: Tokens) -> tuple[Tensor, int]:
     return item, int(new.sum())
 
 
+def coordinates(media: Media, tokens: Tokens, item: Tensor, count: int, place: Tensor) -> Tensor:
+    """(M,2) int64 row and column of each media token in its own item; a single row where nothing tells them."""
+    if media.grid is not None:
+        return torch.stack((place // media.grid[1], place % media.grid[1]), -1)
+    if tokens.positions is None or tokens.positions.dim() != 3:
+        return torch.stack((torch.zeros_like(place), place), -1)
+    where = tokens.positions.flatten(0, 1)[media.at, -2:].round().long()
+    low = torch.full((count, 2), 1 << 40, device=where.device)
+    return where - low.scatter_reduce(0, item[:, None].expand(-1, 2), where, "amin")[item]
+
+
 def put(x: Tensor, media: Media, vectors: Tensor) -> Tensor:
     """(B,T,D) with the (N,D) vectors at their places."""
     return x.flatten(0, 1).index_copy(0, media.at, vectors.to(x.dtype)).view_as(x)

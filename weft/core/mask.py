@@ -41,6 +41,7 @@ class View:
     band      in place of a mask: the pieces that a Window is computed in (core/band.py)
     marked    the global tokens of a Window whose own attention is computed apart: where they are, what each sees
     chains    of recurrent stacks: who comes before whom, each way that is read (core/chain.py)
+    around    of convolutions: the document of each token (B,T), numbered through all rows, and where each begins
     kinds     for PerModality: per kind, text first, the places (n,) of its tokens in the flattened (B*T)
     memory    (B,S,D) what the cross attention looks at
     across    the view of the cross attention; its keys and values may be `kept`
@@ -54,6 +55,7 @@ class View:
     band: Band | None = None
     marked: Marked | None = None
     chains: Sequence[Chain] = ()
+    around: tuple[Tensor, Tensor] | None = None
     kinds: Sequence[Tensor] = ()
     memory: Tensor | None = None
     across: View | None = None

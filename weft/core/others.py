@@ -69,3 +69,39 @@ class Told:
     """Hidden to vocabulary as the body itself tells it: counted models need no matrix."""
 
     vocab: int
+
+
+@dataclass(frozen=True)
+class ConvolveConfig:
+    """Convolutions over neighbouring tokens, one of each width beside the others, and a ReLU (Kim 2014).
+
+    windows  tokens that each looks at; () passes the tokens on as they are
+    The first token of a document then holds the largest of each feature over the document.
+    """
+
+    dim: int
+    windows: tuple[int, ...] = (3, 4, 5)
+    dropout: float = 0.0
+
+
+@dataclass(frozen=True)
+class PictureConfig:
+    """A residual network over whole pictures, put together from their patches (He et al. 2016, section 4.2).
+
+    features  of one patch, 3 * p * p;  widths  channels of each stage, all but the first at half of the size
+    blocks    of two convolutions, in each stage
+    groups    of the norm, at most: group norm keeps the rows of a batch apart (Wu & He 2018), batch norm would not
+    token     as in ItemEncoder
+    Every place of a picture holds the mean of its last feature map, by a matrix of the main width.
+    """
+
+    features: int
+    widths: tuple[int, ...] = (16, 32, 64)
+    blocks: int = 3
+    groups: int = 8
+    token: int = -1
+
+    @property
+    def stem(self) -> PictureConfig:
+        """What tells the features of one place."""
+        return self

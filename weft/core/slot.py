@@ -8,13 +8,21 @@ from typing import Any
 from torch import nn
 
 from weft.core import config as c
+from weft.core.convolve import Convolve, surround
 from weft.core.mask import View, looks_ahead
 from weft.core.recurrent import Recurrent, follow
 from weft.core.stack import Stack
 
-STACKS: dict[type, Callable[[Any], nn.Module]] = {c.StackConfig: Stack, c.RecurrentConfig: Recurrent}
-VIEWS: dict[type, Callable[..., View]] = {c.RecurrentConfig: follow}  # of stacks that do not attend
-Slot = Stack | Recurrent
+STACKS: dict[type, Callable[[Any], nn.Module]] = {
+    c.StackConfig: Stack,
+    c.RecurrentConfig: Recurrent,
+    c.ConvolveConfig: Convolve,
+}
+VIEWS: dict[type, Callable[..., View]] = {
+    c.RecurrentConfig: follow,
+    c.ConvolveConfig: surround,
+}  # of what does not attend
+Slot = Stack | Recurrent | Convolve
 
 
 def make_stack(config: c.AnyStack) -> Any:
@@ -29,4 +37,4 @@ def reads_ahead(config: c.AnyStack) -> str:
         return f"{type(pattern).__name__} attention" if looks_ahead(pattern) else ""
     if isinstance(config, c.RecurrentConfig):
         return "A recurrent stack that reads both ways" if config.both else ""
-    return ""
+    return "A convolution" if isinstance(config, c.ConvolveConfig) else ""

@@ -23,8 +23,9 @@ from weft.core import config as c
 from weft.core.attention import head_width
 from weft.core.bridge import cut, make_bridge
 from weft.core.cache import Cache, Cross, join
+from weft.core.convolve import Picture
 from weft.core.counted import Markov, NGram
-from weft.core.embed import Input, items, put
+from weft.core.embed import Input, coordinates, items, put
 from weft.core.mask import View, across, look
 from weft.core.pool import make_pool, make_project
 from weft.core.record import Recorder
@@ -200,17 +201,6 @@ def alone(media: Media, tokens: Tokens, opening: tuple[int, ...], factor: int) -
     return inner, at
 
 
-def coordinates(media: Media, tokens: Tokens, item: Tensor, count: int, place: Tensor) -> Tensor:
-    """(M,2) int64 row and column of each media token in its own item; a single row where nothing tells them."""
-    if media.grid is not None:
-        return torch.stack((place // media.grid[1], place % media.grid[1]), -1)
-    if tokens.positions is None or tokens.positions.dim() != 3:
-        return torch.stack((torch.zeros_like(place), place), -1)
-    where = tokens.positions.flatten(0, 1)[media.at, -2:].round().long()
-    low = torch.full((count, 2), 1 << 40, device=where.device)
-    return where - low.scatter_reduce(0, item[:, None].expand(-1, 2), where, "amin")[item]
-
-
 class EarlyFusion(nn.Module):
     """Liu et al. 2023: encoded items take the place of their placeholders."""
 
@@ -218,7 +208,8 @@ class EarlyFusion(nn.Module):
         super().__init__()
         self.config = config
         self.tower = Tower(config.tower)
-        self.encoders = nn.ModuleDict({k: Encoder(e, config.tower.stack.dim) for k, e in config.encoders.items()})
+        make = lambda encoder: Picture if isinstance(encoder, c.PictureConfig) else Encoder
+        self.encoders = nn.ModuleDict({k: make(e)(e, config.tower.stack.dim) for k, e in config.encoders.items()})
 
     def forward(
         self, tokens: Tokens, source: Encoded | None = None, cache: Cache | None = None, record: Recorder | None = None

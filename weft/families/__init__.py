@@ -7,11 +7,11 @@ from typing import Any
 
 from weft.core.config import ModelConfig
 from weft.errors import RecipeError, nearest
-from weft.families import bert, clip, counted, gpt, llama, llava, longformer, rnn, smolvlm, t5, vit, whisper
+from weft.families import bert, clip, cnn, counted, gpt, llama, llava, longformer, rnn, smolvlm, t5, vit, whisper
 from weft.families import weft as native
 from weft.families.family import Family, Wanted
 
-MODULES = (native, gpt, llama, bert, t5, vit, clip, llava, smolvlm, rnn, whisper, longformer)
+MODULES = (native, gpt, llama, bert, t5, vit, clip, llava, smolvlm, rnn, whisper, longformer, cnn)
 SECOND = (rnn.BOTH, clip.SIGLIP_FAMILY)  # of a module that has two
 BESIDE = (rnn.BOTH, clip.SIGLIP_FAMILY, counted.NGRAM, counted.MARKOV)  # second families of a file
 FAMILIES: dict[str, Family] = {f.name: f for f in (*(module.FAMILY for module in MODULES), *BESIDE)}
