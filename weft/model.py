@@ -40,6 +40,7 @@ class Model(nn.Module):
     def __init__(self, config: c.ModelConfig) -> None:
         super().__init__()
         self.config, self.kind = config, kind(config.topology)
+        self.guide: object = None  # frozen models that an objective is held against; no part of this one
         self.body = MODULES[type(config.topology)](config.topology)
         stack, table = outlet(self.body)
         self.heads = nn.ModuleDict({key(n): make_head(h, stack.config.dim, table) for n, h in config.heads.items()})

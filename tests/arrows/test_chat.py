@@ -66,7 +66,7 @@ def whole(template: str, messages: list[dict], **more) -> list[int]:
 
 @pytest.mark.parametrize("template", [CHATML, LLAMA2])
 def test_ids_are_those_of_the_whole_text(template: str) -> None:
-    talk = [m for m in TALK[1:3]] + [{"role": "user", "content": "  a\nb "}, {"role": "assistant", "content": " é\n"}]
+    talk = [*TALK[1:3], {"role": "user", "content": "  a\nb "}, {"role": "assistant", "content": " é\n"}]
     one = chat(template)
     turns = one.turns(read(talk))
     assert np.concatenate([ids for ids, _ in turns]).tolist() == whole(template, talk)
@@ -116,7 +116,8 @@ def test_prompt_and_completion_are_one_conversation() -> None:
     ids = np.concatenate([span.ids for span in sample.spans])
     assert ids.tolist() == whole(CHATML, TALK[1:3])
     prompt = renderer.prompt({"prompt": "hi"}, 0)
-    assert np.concatenate([s.ids for s in prompt.spans]).tolist() == whole(CHATML, TALK[1:2], add_generation_prompt=True)
+    ids = np.concatenate([s.ids for s in prompt.spans])
+    assert ids.tolist() == whole(CHATML, TALK[1:2], add_generation_prompt=True)
 
 
 def test_the_forms_that_data_comes_in() -> None:
@@ -146,7 +147,7 @@ def test_what_a_template_refuses_is_said_with_its_row() -> None:
         Recipe(), {"m": Messages()}, [parse("m ->")], words.grown(Layer(("m",))), codec,
         template=Template(LLAMA2, {"bos_token": "<s>", "eos_token": "</s>"}),
     )  # fmt: skip
-    with pytest.raises(DataError, match="row 7, column 'm': the chat template refuses .* only users and assistants"):
+    with pytest.raises(DataError, match=r"row 7, column 'm': the chat template refuses .* only users and assistants"):
         renderer.render({"m": TALK}, 0, row=7)
     with pytest.raises(DataError, match="no message is the assistant's"):
         renderer.render({"m": TALK[1:2]}, 0)

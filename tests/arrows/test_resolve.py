@@ -44,7 +44,7 @@ def test_resolutions(arrow: str, kind: str, objective: str, head: str, decoder: 
         ("image <-> text", "decoder", "brings two sides close, and a decoder model has one side. "
                                       "Take a dual model (clip)"),
         ("text -> caption", "encoder", "an encoder model writes labels only. Take a decoder model "
-                                       "(weft, gpt, llama, rnn) or an encoder-decoder model (t5), or say 'caption:label'"),
+                                       "(weft, gpt, llama, rnn) or an encoder-decoder model (t5), or say 'caption:la"),
         ("text -> image", "encoder", "writes image, and an encoder model writes labels only"),
         ("-> text", "encoder", "writes a column from nothing, and an encoder model cannot"),
         ("-> text", "encoder-decoder", "Take a decoder model"),

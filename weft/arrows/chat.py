@@ -3,8 +3,8 @@
     without a template     [user] hi end [assistant] «hello end»                        roles are ids of the vocabulary
     with one (pretrained)  <|im_start|>user⏎hi<|im_end|>⏎<|im_start|>assistant⏎«hello<|im_end|>»⏎
 
-A chat template (Jinja, run in a sandbox) is rendered with place holders for the contents. What it writes itself may hold
-special tokens; contents are encoded as plain text, whatever they look like. Between two special tokens, text of the
+A chat template (Jinja, run in a sandbox) is rendered with place holders for the contents. What it writes itself may
+hold special tokens; contents are encoded as plain text, whatever they look like. Between two special tokens, text of the
 template and of a message are encoded together, so that ids are those of the whole text; a token counts as trained where
 it begins inside an assistant's content.
 """
@@ -56,8 +56,8 @@ class Template:
 def read(value: Any, role: str = "user") -> list[Message]:
     """Messages from a cell, in the forms that data comes in.
 
-    [{"role": ..., "content": ...}], [{"from": ..., "value": ...}], {"messages": [...]}, any of them as JSON text; another
-    text is one message of `role`. Raises DataError: what came and what was expected.
+    [{"role": ..., "content": ...}], [{"from": ..., "value": ...}], {"messages": [...]}, any of them as JSON text;
+    another text is one message of `role`. Raises DataError: what came and what was expected.
     """
     if isinstance(value, str):
         if value.lstrip()[:1] not in ("[", "{"):
@@ -202,7 +202,7 @@ class Chat:
 
     @cached_property
     def _compiled(self) -> Any:
-        """The template, with what the ecosystem's templates expect to find; nothing of Python can be reached from it."""
+        """The template, with what the ecosystem's templates expect; nothing of Python can be reached from it."""
         from jinja2 import TemplateError
         from jinja2.sandbox import ImmutableSandboxedEnvironment
 

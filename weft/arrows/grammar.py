@@ -4,6 +4,7 @@
     task     = "->" column                   model the column itself, next token first        -> text
              | "~" column                    fill in what was hidden                          ~text
              | columns "->" column           produce the last one from the others             image, question -> answer
+             | [columns] "->" a ">" b        make a likelier than b                     prompt -> chosen > rejected
              | column "->"                   the assistant's turns of a conversation                 messages ->
              | columns "<->" columns         bring both sides close in one space              caption <-> image
     columns  = column { "," column }
@@ -25,7 +26,7 @@ from dataclasses import dataclass
 
 from weft.errors import ArrowError, nearest
 
-KINDS = ("produce", "model", "fill", "align", "chat")
+KINDS = ("produce", "model", "fill", "align", "chat", "prefer")
 TYPES = ("image", "audio", "text", "label", "messages")
 PLANNED = ("boxes", "spans")  # types of the design that have no renderer yet
 
@@ -49,9 +50,10 @@ class Column:
 
 @dataclass(frozen=True)
 class Arrow:
-    """A task: `outputs` from `inputs`. kind is "produce", "model", "fill", "align" or "chat" (see the grammar above).
+    """A task: `outputs` from `inputs`. kind is one of KINDS (see the grammar above).
 
-    For "model", "fill" and "chat" there are no inputs; for "align" the two sides are `inputs` (left) and `outputs` (right).
+    For "model", "fill" and "chat" there are no inputs; for "prefer" `outputs` are the chosen and the rejected; for
+    "align" the two sides are `inputs` (left) and `outputs` (right).
     """
 
     inputs: tuple[Column, ...]
@@ -91,6 +93,7 @@ class Arrow:
                 "fill": f"~{right}",
                 "align": f"{left} <-> {right}",
                 "chat": f"{right} ->",
+                "prefer": f"{left} -> {' > '.join(map(str, self.outputs))}".lstrip(),
             }[self.kind]
         )
 
@@ -136,7 +139,7 @@ class _Reader:
     def arrow(self) -> Arrow:
         weight = self.weight()
         if self.take("->", "→"):
-            arrow = Arrow((), (self.column("after ->"),), "model", weight)
+            arrow = self.produced((), self.column("after ->"), "model", weight)
         elif self.take("~"):
             arrow = Arrow((), (self.column("after ~"),), "fill", weight)
         else:
@@ -150,11 +153,17 @@ class _Reader:
             elif len(left) == 1 and not self.text[self.at :].strip():
                 arrow = Arrow((), left, "chat", weight)
             else:
-                arrow = Arrow(left, (self.column("after ->", start),), "produce", weight)
+                arrow = self.produced(left, self.column("after ->", start), "produce", weight)
         self.space()
         if self.at < len(self.text):
             raise self.fail(self.rest(arrow))
         return arrow
+
+    def produced(self, left: tuple[Column, ...], column: Column, kind: str, weight: float) -> Arrow:
+        """An arrow that produces `column`, or prefers it over what stands behind a >."""
+        if self.take(">"):
+            return Arrow(left, (column, self.column("after >")), "prefer", weight)
+        return Arrow(left, (column,), kind, weight)
 
     def weight(self) -> float:
         self.space()

@@ -21,6 +21,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -119,7 +120,8 @@ class Renderer:
     def _plan(self, arrow: Arrow) -> tuple[Part, ...]:
         produced = arrow.kind != "align"
         parts = [self._given(column.name, "input") for column in arrow.inputs]
-        parts += [self._produced(c.name) if produced else self._given(c.name, "output") for c in arrow.outputs]
+        first = arrow.output if arrow.kind == "prefer" else ""  # both answers follow the marker of the chosen one
+        parts += [self._produced(c.name, first) if produced else self._given(c.name, "output") for c in arrow.outputs]
         return tuple(parts)
 
     def _marker(self, column: str, role: str) -> Span:
@@ -142,8 +144,8 @@ class Renderer:
             measure = lambda value: len(self._words(column, role, False, value))
         return Part(column, self._marker(column, role), make, measure, False)
 
-    def _produced(self, column: str) -> Part:
-        """A column that the model is to write."""
+    def _produced(self, column: str, named: str = "") -> Part:
+        """A column that the model is to write. named: the column whose marker announces it; "": its own."""
         kind = self.columns[column].name
         if kind in ("image", "audio"):
             make: Make = lambda value, rng: self._coded(column, kind, value)
@@ -151,7 +153,8 @@ class Renderer:
         else:
             make = lambda value, rng: self._words(column, "output", True, value)
             measure = lambda value: len(self._words(column, "output", True, value))
-        return Part(column, self._marker(column, "output"), make, measure, True)
+        marker = replace(self._marker(named or column, "output"), column=column)
+        return Part(column, marker, make, measure, True)
 
     # ------------------------------------------------------------------------------------------------ rendering
 
@@ -240,6 +243,8 @@ class Renderer:
         arrow = self.arrows[arrow_index]
         column = arrow.output
         try:
+            if arrow.kind == "prefer" and output:
+                return self._preferred(record, arrow)
             messages: list[Message] = []
             for name in [c.name for c in arrow.inputs if self.columns[c.name].name == "messages"]:
                 messages += read_messages(self._filled(record, name), "user")
@@ -254,6 +259,36 @@ class Renderer:
             raise self._located(error, row, column, None) from error
         make = lambda ids, trained: Span("ids", ids, None, None, float(len(ids)), "output", trained and output, column)
         return [make(ids, trained) for ids, trained in turns]
+
+    def _preferred(self, record: Mapping[str, Any], arrow: Arrow) -> list[Span]:
+        """A prompt and two answers, each the whole rest of its conversation behind what both have in common."""
+        prompt: list[Message] = []
+        for name in [c.name for c in arrow.inputs if self.columns[c.name].name == "messages"]:
+            prompt += read_messages(self._filled(record, name), "user")
+        talks = [prompt + read_messages(self._filled(record, c.name), "assistant") for c in arrow.outputs]
+        same = common_start(*talks)
+        ids, loss = [], []
+        for talk in talks:
+            if len(talk) == same or talk[-1].role != "assistant":
+                raise DataError("the chosen and the rejected conversation have to end with different answers")
+            turns = self._chat().turns(talk)
+            before = sum(m.role == "assistant" for m in talk[:same])  # what both have said is not what is compared
+            trained = np.concatenate([np.full(len(one), mark) for one, mark in turns])
+            runs = np.flatnonzero(np.diff(np.concatenate([[0], trained.astype(int)])) == 1)  # where answers begin
+            trained[: runs[before]] = False
+            ids.append(np.concatenate([one for one, _ in turns]))
+            loss.append(trained)
+        cut = min(common_start(*(one.tolist() for one in ids)), *(int(np.argmax(one)) - 1 for one in loss))
+        make = lambda ids, trained, column, role: Span(
+            "ids", ids, advance=float(len(ids)), role=role, loss=trained, column=column
+        )
+        spans = [make(ids[0][:cut], False, arrow.output, "input")] if cut > 0 else []
+        for column, one, trained in zip(arrow.outputs, ids, loss, strict=True):
+            edges = [max(cut, 0), *(np.flatnonzero(np.diff(trained.astype(int))) + 1).tolist(), len(one)]
+            edges = [edge for edge in dict.fromkeys(edges) if edge >= max(cut, 0)]
+            for start, stop in pairwise(edges):
+                spans.append(make(one[start:stop], bool(trained[start]), column.name, "output"))
+        return spans
 
     def _filled(self, record: Mapping[str, Any], column: str) -> Any:
         if blank(record.get(column)):
@@ -487,6 +522,11 @@ class Renderer:
         text = TextCodec.load(folder / "tokenizer.json") if has_text else None
         codecs = _load_codecs(folder / "codecs", kinds)
         return cls(recipe, columns, arrows, vocabulary, text, codecs, budget=budget, template=template)
+
+
+def common_start(a: Sequence[Any], b: Sequence[Any]) -> int:
+    """How many items two sequences begin with in common."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def _load_codecs(folder: Path, kinds: Sequence[str]) -> dict[str, Any]:

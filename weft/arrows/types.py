@@ -164,7 +164,7 @@ def as_text(value: Any, column: str) -> str:
 
 
 def kind_of(value: Any) -> str:
-    """What one cell holds: "image", "audio", "media" (bytes or arrays of neither), "messages", or "text" for all else."""
+    """What one cell holds: "image", "audio", "media" (bytes or arrays of neither), "messages", or "text"."""
     if isinstance(value, list) and value and all(isinstance(one, Mapping) for one in value):
         return "messages" if {"role", "from"} & set(value[0]) else "text"
     if isinstance(value, str) and value.startswith("[{") and TALK.match(value):

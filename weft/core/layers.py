@@ -27,7 +27,7 @@ class Embedding(nn.Embedding):
     def reset_parameters(self) -> None:
         """Left to `init`."""
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's own name for it
+    def forward(self, input: Tensor) -> Tensor:
         if self.rows is None:
             return super().forward(input)
         first = self.num_embeddings - len(self.rows)

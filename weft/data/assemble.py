@@ -102,7 +102,7 @@ class Assembler:
         budget: int = BUDGET,
     ) -> None:
         self.table, self.renderer, self.arrows, self.skips = table, renderer, list(arrows), skips
-        self.seed = recipe.seed
+        self.seed, self.taught = recipe.seed, bool(recipe.model.guide.teacher)
         self.weights = [float(arrow.weight) for arrow in arrows]
         moving = {"image": recipe.image.augment > 0, "audio": recipe.audio.augment > 0}
         self._moving = [any(moving.get(renderer.columns[c.name].name) for c in arrow.inputs) for arrow in arrows]
@@ -204,6 +204,20 @@ class Assembler:
         piece = noise.masked(piece, loss, self._rng(row, arrow, doc), words.mask, words.block("text"))
         return [Part(piece, 0.0, 0, arrow, self.weights[arrow], row)]
 
+    def prefer(self, pairs: list[tuple[int, int]], doc: Doc, turn: int | None) -> Document:
+        """A prompt as the trunk, the chosen answer as its first branch and the rejected one as its second."""
+        (row, arrow) = pairs[0]
+        sample = self.render(row, arrow, turn)
+        if sample is None:
+            return []
+        trunk = sample.part("input")
+        answers = [
+            pack.flatten([span for span in sample.part("output") if span.column == column.name])[0]
+            for column in self.arrows[arrow].outputs
+        ]
+        document = pack.tree(pack.flatten(trunk)[0] if trunk else None, answers, [arrow, arrow], self.weights)
+        return [part._replace(row=row) if part.branch else part for part in document]
+
     def classify(self, pairs: list[tuple[int, int]], doc: Doc, turn: int | None) -> Document:
         """The inputs of one row; its label's number at the first token."""
         (row, arrow) = pairs[0]
@@ -283,6 +297,10 @@ class Assembler:
         if lane.streams == 2:
             other = pack.collate(second, height, widths[1])
             batch.source, batch.real = other.tokens, stream.real + other.real
+        if lane.objective == "prefer":  # what is counted are pairs
+            batch.total = sum(document[-1].weight for documents in first for document in documents if document)
+        elif self.taught and batch.targets is not None:
+            batch.objective = "distill"
         if lane.paired:
             _pairs(batch, stream, first)
         return batch

@@ -9,7 +9,9 @@ from torch import Tensor
 from weft.data.batch import Batch
 from weft.model import Model
 from weft.objectives.contrast import align
+from weft.objectives.distill import distill
 from weft.objectives.predict import classify, masked, next_token, seq2seq, span, tag
+from weft.objectives.prefer import prefer
 from weft.objectives.report import Report
 
 OBJECTIVES: dict[str, Callable[[Model, Batch], tuple[Tensor, Report]]] = {
@@ -20,4 +22,6 @@ OBJECTIVES: dict[str, Callable[[Model, Batch], tuple[Tensor, Report]]] = {
     "tag": tag,
     "span": span,
     "contrastive": align,
+    "prefer": prefer,
+    "distill": distill,
 }

@@ -17,6 +17,7 @@ from weft.errors import WeftError
 from weft.model import Model
 from weft.objectives.report import Report, report
 
+
 def contrastive(model: Model, batch: Batch) -> tuple[Tensor, Report]:
     """Radford et al. 2021, figure 3: each side picks its partner among all of the batch, by cosine.
 

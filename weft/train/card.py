@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from weft.adapt.freeze import share
+from weft.train.keep import told
 from weft.train.loop import Session
 from weft.train.prepare import Prepared
 
@@ -39,6 +40,7 @@ def card(session: Session, prepared: Prepared) -> str:
         "Held-out loss per token at the end:",
         "",
         *held_out(run.metrics("validation")),
+        *([f"- {said}"] if (said := told(run.metrics("event"))) else []),
         "",
         "It knows what these rows show and nothing else; it has not been tested for any use beyond them.",
         f"Go on with `weft eval {run.path}` and `weft predict {run.path} ARROW`.",

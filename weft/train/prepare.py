@@ -28,7 +28,7 @@ from weft.arrows.chat import read as read_messages
 from weft.arrows.grammar import Arrow, check_columns, parse_all, said_types
 from weft.arrows.render import Renderer
 from weft.arrows.resolve import Resolution, resolve
-from weft.arrows.types import ColumnType, Label, as_text, blank, guess
+from weft.arrows.types import ColumnType, Label, Text, as_text, blank, guess
 from weft.arrows.vocabulary import ROLES, Layer, Vocabulary
 from weft.core.config import Classify, Language, MlpStem, ModelConfig
 from weft.data.sources import Table
@@ -78,6 +78,8 @@ def understand(
     before = {name: kind.name for name, kind in (known or {}).items() if name in columns}
     types = guess(table, {**before, **recipe.types, **said_types(arrows)}, columns)
     types |= {name: same for name, kind in types.items() if (same := as_before(kind, (known or {}).get(name)))}
+    answers = [column.name for arrow in arrows if arrow.kind == "prefer" for column in arrow.outputs]
+    types |= {name: Text("answers to choose between") for name in answers if types[name].name == "label"}
     kind = kind or families.FAMILIES[families.known(recipe.model.family)].kind
     return arrows, types, [resolve(arrow, types, kind) for arrow in arrows]
 
@@ -97,8 +99,9 @@ def prepare(
     quick  only begin with codecs: every size is right, what a code looks like is not
     """
     source = open_source(recipe.model.source) if recipe.model.source else None
+    known = source or (open_source(recipe.model.guide.teacher) if recipe.model.guide.teacher else None)
     arrows, types, resolutions = understand(
-        recipe, table, source.kind if source else "", source.columns if source else None
+        recipe, table, source.kind if source else "", known.columns if known else None
     )
     split = assign(table, recipe.split, recipe.seed)
     if together := kept_together(table, recipe.split):
@@ -106,19 +109,19 @@ def prepare(
     rows = np.flatnonzero(split == "train")
     if not len(rows):
         raise DataError(f"{table.name} has no training rows: the column `split` gives them all away.")
-    text = source.text if source else None
+    text = known.text if known else None
     if text is None and (text := text_codec(recipe, table, rows, types)) is not None:
         say(f"text: {text.size} byte pairs from the training rows")
-    codecs, told = media_codecs(recipe, table, rows, arrows, types, say, quick, source.codecs if source else {})
+    codecs, told = media_codecs(recipe, table, rows, arrows, types, say, quick, known.codecs if known else {})
     layer = Layer(
         tuple(types),
         text=text.size if text else 0,
         labels={name: len(t.values) for name, t in types.items() if isinstance(t, Label)},
         codes={kind: codec.size for kind, codec in codecs.items()},
-        roles=len(ROLES) if any(t.name == "messages" for t in types.values()) and not template_of(source) else 0,
+        roles=len(ROLES) if any(t.name == "messages" for t in types.values()) and not template_of(known) else 0,
     )
-    vocabulary = source.vocabulary.grown(layer) if source else Vocabulary.of(layer)
-    renderer = Renderer(recipe, types, arrows, vocabulary, text, codecs, template=template_of(source))
+    vocabulary = known.vocabulary.grown(layer) if known else Vocabulary.of(layer)
+    renderer = Renderer(recipe, types, arrows, vocabulary, text, codecs, template=template_of(known))
     media = wanted_media(recipe, types, arrows)
     config = (
         model_config(recipe, types, arrows, resolutions, vocabulary, media) if source is None

@@ -136,7 +136,8 @@ def make_recipe(
     if source is None and Path(recipe.data).exists():
         recipe = replace(recipe, data=str(Path(recipe.data).resolve()))  # a resume may come from another folder
     model, options = recipe.model, recipe.train.options
-    model = replace(model, source=absolute(model.source), guide=replace(model.guide, teacher=absolute(model.guide.teacher)))
+    guide = replace(model.guide, teacher=absolute(model.guide.teacher))
+    model = replace(model, source=absolute(model.source), guide=guide)
     options = replace(options, keep_text=absolute(options.keep_text))
     recipe = replace(recipe, model=model, train=replace(recipe.train, options=options))
     return recipe, source
@@ -195,9 +196,9 @@ def go(run: Run, began: float) -> None:
     before, started = session.state.seconds, time.perf_counter()
     try:
         kept = keep(session, prepared.renderer)
-    watchers: list[Watcher] = [
-        Log(progress), *held_out(session, prepared, progress.say), *([kept] if kept else []), Save()
-    ]  # fmt: skip
+        watchers: list[Watcher] = [
+            Log(progress), *held_out(session, prepared, progress.say), *([kept] if kept else []), Save()
+        ]  # fmt: skip
         with Interrupt() as stop, progress.shown():
             course(session.model.config)(session, watchers, stop)
             save(session)
