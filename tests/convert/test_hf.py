@@ -20,6 +20,8 @@ import weft
 from weft import families
 from weft.cli import app
 from weft.convert.hf import load_hf, save_hf
+from weft.convert.layouts import find
+from weft.core.config import ModelConfig
 from weft.core.view import Tokens
 from weft.errors import ConvertError, RunError
 from weft.model import Model, build
@@ -279,6 +281,29 @@ def test_choices_that_weft_has_not_are_named(tmp_path: Path) -> None:
     change_config(tmp_path / "qwen", use_sliding_window=True, sliding_window=4, max_window_layers=1, layer_types=None)
     with pytest.raises(ConvertError, match="Only some layers of this model have a sliding window"):
         load_hf(tmp_path / "qwen")
+
+
+ODD = (None, True, -1, 0, 7, "x", [], [1], {}, {"x": 1}, 1e308, float("nan"), float("inf"), 2**70)
+
+
+@pytest.mark.parametrize("name", DIRECTORIES)
+def test_whatever_a_config_holds_it_is_read_or_refused(name: str) -> None:
+    """Every field, and every field of its rotation, with every odd value: a tree, or one message."""
+    architecture, config, fields = DIRECTORIES[name]
+    raw = getattr(transformers, config)(**fields).to_dict() | {"architectures": [architecture]}
+    layout = find(raw)
+    inner = raw.get("rope_parameters") or {}
+    changes = [{key: value} for key in raw for value in ODD if key != "architectures"]
+    changes += [{"rope_parameters": {**inner, key: value}} for key in inner for value in ODD]
+    read = 0
+    for change in changes:
+        try:
+            config_tree = layout.read({**raw, **change})
+        except ConvertError:
+            continue
+        read += 1
+        assert isinstance(config_tree, ModelConfig), change
+    assert read > len(changes) // 3
 
 
 def test_older_rope_fields_mean_the_same(tmp_path: Path) -> None:

@@ -317,10 +317,10 @@ def difference(ours: Any, theirs: Any, path: str = "") -> str:
             (d for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if (d := difference(a, b, f"{path}[{i}]"))),
             "",
         )
-    return "" if ours == theirs else f"{path} is {short(ours)}, it would be read as {short(theirs)}"
+    return "" if ours == theirs else f"{path} is {named(ours)}, it would be read as {named(theirs)}"
 
 
-def short(value: Any) -> str:
+def named(value: Any) -> str:
     return value["type"] if isinstance(value, dict) and "type" in value else repr(value)[:60]
 
 

@@ -16,6 +16,7 @@ from weft.families.names import Rule
 Raw = Mapping[str, Any]
 N = TypeVar("N", c.LayerNorm, c.RMSNorm)
 MOST = 2**31  # no size of a model is more
+SHOWN = 60  # characters of a value in a message
 
 
 @dataclass(frozen=True)
@@ -62,18 +63,47 @@ def whole(raw: Raw, *keys: str, default: int | None = None) -> int:
 
     Raises ConvertError if it is something else, or absent without a default.
     """
-    value = first(raw, keys, default)
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < MOST:
+    value = natural(raw, *keys, default=default)
+    if not value:
         raise ConvertError(f"{keys[0]} of the config.json is {value!r}; expected a positive whole number.")
     return value
 
 
-def number(raw: Raw, *keys: str, default: float | None = None) -> float:
-    """A number under the first key that is there. Raises ConvertError as `whole` does."""
+def natural(raw: Raw, *keys: str, default: int | None = None) -> int:
+    """A whole number from 0 on, as `whole`."""
     value = first(raw, keys, default)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ConvertError(f"{keys[0]} of the config.json is {value!r}; expected a number.")
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < MOST:
+        raise ConvertError(f"{keys[0]} of the config.json is {short(value)}; expected a positive whole number.")
+    return value
+
+
+def number(raw: Raw, *keys: str, default: float | None = None) -> float:
+    """A finite number, positive or 0, under the first key that is there. Raises ConvertError as `whole` does."""
+    value = first(raw, keys, default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+        raise ConvertError(f"{keys[0]} of the config.json is {short(value)}; expected a positive number.")
     return float(value)
+
+
+def positive(raw: Raw, *keys: str, default: float | None = None) -> float:
+    """As `number`, but not 0."""
+    value = number(raw, *keys, default=default)
+    if not value:
+        raise ConvertError(f"{keys[0]} of the config.json is 0; expected a positive number.")
+    return value
+
+
+def shared(dim: int, heads: int, what: str) -> int:
+    """`dim` / `heads`. Raises ConvertError where it is no whole number."""
+    if dim % heads:
+        raise ConvertError(f"The config.json has {heads} {what}, and {dim} cannot be shared among them.")
+    return dim // heads
+
+
+def short(value: Any) -> str:
+    """A value for a message."""
+    text = repr(value)
+    return text if len(text) <= SHOWN else text[:SHOWN] + "..."
 
 
 def first(raw: Raw, keys: Iterable[str], default: Any) -> Any:
@@ -85,7 +115,7 @@ def only(raw: Raw, key: str, *values: Any) -> None:
     """Raise ConvertError if a choice of the config is none that weft has; absent counts as the first."""
     value = raw.get(key, values[0])
     if value not in values:
-        raise ConvertError(f"{key} of the config.json is {value!r}; weft has {', '.join(map(repr, values))}.")
+        raise ConvertError(f"{key} of the config.json is {short(value)}; weft has {', '.join(map(repr, values))}.")
 
 
 def plain(stack: c.AnyStack, title: str, norm: type[N]) -> tuple[c.StackConfig, c.FeedForward, N]:
@@ -119,8 +149,8 @@ ACTIVATIONS = {
 def activation(raw: Raw, *keys: str, default: str) -> str:
     """Our name of the activation. Raises ConvertError for one that weft does not have."""
     name = first(raw, keys, default)
-    if name not in ACTIVATIONS:
-        raise ConvertError(f"{keys[0]} of the config.json is {name!r}; weft has {', '.join(ACTIVATIONS)}.")
+    if not isinstance(name, str) or name not in ACTIVATIONS:
+        raise ConvertError(f"{keys[0]} of the config.json is {short(name)}; weft has {', '.join(ACTIVATIONS)}.")
     return ACTIVATIONS[name]
 
 

@@ -13,7 +13,19 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from weft.convert.layout import Layout, Raw, activation, activation_name, first, number, only, plain, whole
+from weft.convert.layout import (
+    Layout,
+    Raw,
+    activation,
+    activation_name,
+    natural,
+    number,
+    only,
+    plain,
+    shared,
+    short,
+    whole,
+)
 from weft.core import config as c
 from weft.errors import ConvertError
 from weft.families.bert import NAMES
@@ -69,7 +81,8 @@ def read(dialect: Dialect, raw: Raw) -> c.ModelConfig:
     size = {name: whole(raw, dialect.keys[name], default=value) for name, value in SIZES.items()}
     vocab, length = whole(raw, "vocab_size", default=dialect.vocab), whole(raw, "max_position_embeddings", default=512)
     norm = c.LayerNorm(dialect.eps if dialect is DISTIL else number(raw, "layer_norm_eps", default=dialect.eps))
-    offset = int(first(raw, ("pad_token_id",), 1)) + 1 if dialect.offset else 0
+    offset = natural(raw, "pad_token_id", default=1) + 1 if dialect.offset else 0
+    shared(size["dim"], size["heads"], "heads")
     if offset >= length:
         raise ConvertError(f"max_position_embeddings of the config.json is {length}; {offset} rows are for padding.")
     width = whole(raw, "embedding_size", default=128) if dialect is ELECTRA else 0
@@ -123,7 +136,9 @@ def tops(dialect: Dialect, raw: Raw, act: str, norm: c.LayerNorm, dim: int) -> d
 def labels(raw: Raw) -> int:
     """How many classes a config.json names; two unless it says so."""
     names = raw.get("id2label")
-    return whole({"num_labels": len(names)}, "num_labels") if names else whole(raw, "num_labels", default=2)
+    if names and not isinstance(names, Mapping):
+        raise ConvertError(f"id2label of the config.json is {short(names)}; a table was expected.")
+    return len(names) if names else whole(raw, "num_labels", default=2)
 
 
 def write(dialect: Dialect, config: c.ModelConfig, raw: Raw) -> dict[str, Any]:

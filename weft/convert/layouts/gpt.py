@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from weft.convert.layout import Layout, Raw, activation, activation_name, number, only, plain, whole
+from weft.convert.layout import Layout, Raw, activation, activation_name, number, only, plain, shared, whole
 from weft.core import config as c
 from weft.errors import ConvertError
 from weft.families.gpt import NAMES
@@ -14,7 +14,11 @@ def read(raw: Raw) -> c.ModelConfig:
     """GPT2Config -> our tree."""
     only(raw, "scale_attn_weights", True)
     only(raw, "scale_attn_by_inverse_layer_idx", False)
-    dim = whole(raw, "n_embd", "hidden_size", default=768)
+    dim, heads = (
+        whole(raw, "n_embd", "hidden_size", default=768),
+        whole(raw, "n_head", "num_attention_heads", default=12),
+    )
+    shared(dim, heads, "heads")
     norm = c.LayerNorm(number(raw, "layer_norm_epsilon", default=1e-5))
     vocab = whole(raw, "vocab_size", default=50257)
     language = c.Language(vocab, tied=bool(raw.get("tie_word_embeddings", True)))
@@ -24,7 +28,7 @@ def read(raw: Raw) -> c.ModelConfig:
             c.StackConfig(
                 dim,
                 whole(raw, "n_layer", "num_hidden_layers", default=12),
-                c.Attention(whole(raw, "n_head", "num_attention_heads", default=12), bias=True),
+                c.Attention(heads, bias=True),
                 c.FeedForward(
                     whole(raw, "n_inner", default=4 * dim),
                     activation(raw, "activation_function", default="gelu_new"),

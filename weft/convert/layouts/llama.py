@@ -8,7 +8,20 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from weft.convert.layout import Layout, Raw, activation, activation_name, number, only, plain, whole
+from weft.convert.layout import (
+    Layout,
+    Raw,
+    activation,
+    activation_name,
+    natural,
+    number,
+    only,
+    plain,
+    positive,
+    shared,
+    short,
+    whole,
+)
 from weft.core import config as c
 from weft.errors import ConvertError
 from weft.families.llama import NAMES
@@ -51,11 +64,16 @@ def read(dialect: Dialect, raw: Raw) -> c.ModelConfig:
     dim, heads = whole(raw, "hidden_size", default=4096), whole(raw, "num_attention_heads", default=32)
     depth, vocab = whole(raw, "num_hidden_layers", default=32), whole(raw, "vocab_size", default=32000)
     norm = c.RMSNorm(number(raw, "rms_norm_eps", default=1e-6))
-    head_dim = whole(raw, "head_dim", default=dialect.head_dim or max(dim // heads, 1))
-    said = bool(raw.get("attention_bias"))
+    kv_heads, said = (
+        whole(raw, "num_key_value_heads", default=dialect.kv_heads or heads),
+        bool(raw.get("attention_bias")),
+    )
+    shared(heads, kv_heads, "key and value heads")
+    wide = raw.get("head_dim") is not None or dialect.head_dim
+    head_dim = whole(raw, "head_dim", default=dialect.head_dim) if wide else shared(dim, heads, "heads")
     attention = c.Attention(
         heads,
-        kv_heads=whole(raw, "num_key_value_heads", default=dialect.kv_heads or heads),
+        kv_heads=kv_heads,
         head_dim=head_dim,
         bias={"said": said, "qkv": True, "none": False}[dialect.biases],
         qk_norm=norm if dialect.qk_norm else None,
@@ -81,32 +99,37 @@ def rope(raw: Raw) -> c.Rope:
     """The rotation, from `rope_parameters` or the older `rope_theta` and `rope_scaling`."""
     said = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
     if not isinstance(said, Mapping):
-        raise ConvertError(f"rope_parameters of the config.json is {said!r}; a table was expected.")
-    theta = number(said, "rope_theta", default=number(raw, "rope_theta", default=10_000.0))
-    fraction = number(said, "partial_rotary_factor", default=number(raw, "partial_rotary_factor", default=1.0))
+        raise ConvertError(f"rope_parameters of the config.json is {short(said)}; a table was expected.")
+    theta = positive(said, "rope_theta", default=positive(raw, "rope_theta", default=10_000.0))
+    fraction = positive(said, "partial_rotary_factor", default=positive(raw, "partial_rotary_factor", default=1.0))
+    if fraction > 1:
+        raise ConvertError(f"partial_rotary_factor of the config.json is {fraction:g}; it is a share, 1 at most.")
     return c.Rope(theta, fraction=fraction, scaling=scaling(said, raw))
 
 
 def scaling(said: Mapping[str, Any], raw: Raw) -> Scaling:
     """How the rotation is made longer."""
     kind = said.get("rope_type", said.get("type", "default"))
-    if kind not in SCALINGS:
-        raise ConvertError(f"rope_type of the config.json is {kind!r}; weft has {', '.join(SCALINGS)}.")
+    if not isinstance(kind, str) or kind not in SCALINGS:
+        raise ConvertError(f"rope_type of the config.json is {short(kind)}; weft has {', '.join(SCALINGS)}.")
     if kind == "default":
         return None
     if kind == "linear":
-        return c.Interpolate(number(said, "factor"))
+        return c.Interpolate(positive(said, "factor"))
     length = whole(said, "original_max_position_embeddings", default=raw.get("max_position_embeddings"))
     if kind == "llama3":
-        return c.Stretch(
-            number(said, "factor"), number(said, "low_freq_factor"), number(said, "high_freq_factor"), length
-        )
-    factor = number(said, "factor", default=whole(raw, "max_position_embeddings", default=length) / length)
+        low, high = number(said, "low_freq_factor"), number(said, "high_freq_factor")
+        if low >= high:
+            raise ConvertError(
+                f"low_freq_factor {low:g} of the config.json is not less than high_freq_factor {high:g}."
+            )
+        return c.Stretch(positive(said, "factor"), low, high, length)
+    factor = positive(said, "factor", default=whole(raw, "max_position_embeddings", default=length) / length)
     sharper = number(said, "attention_factor", default=0.0)
     if not sharper and said.get("mscale") and said.get("mscale_all_dim"):
         over, under = (mscale(factor, number(said, key)) for key in ("mscale", "mscale_all_dim"))
         sharper = over / under
-    fast, slow = number(said, "beta_fast", default=32.0), number(said, "beta_slow", default=1.0)
+    fast, slow = positive(said, "beta_fast", default=32.0), positive(said, "beta_slow", default=1.0)
     return c.Yarn(factor, length, fast, slow, sharper, bool(said.get("truncate", True)))
 
 
@@ -123,9 +146,11 @@ def pattern(dialect: Dialect, raw: Raw, depth: int) -> c.Causal | c.Window:
     width = whole(raw, "sliding_window")
     if dialect.window == "always":
         return c.Window(width - 1)
-    first = whole({"n": raw.get("max_window_layers", 28) + 1}, "n") - 1
-    kinds = raw.get("layer_types") or ["sliding_attention" if i >= first else "full_attention" for i in range(depth)]
-    if len(set(kinds)) > 1:
+    first = natural(raw, "max_window_layers", default=28)
+    kinds = raw.get("layer_types")
+    if not isinstance(kinds, list) or not kinds:
+        kinds = ["sliding_attention" if i >= first else "full_attention" for i in (0, depth - 1)]
+    if any(kind != kinds[0] for kind in kinds):
         raise ConvertError("Only some layers of this model have a sliding window; weft's stacks have equal layers.")
     return c.Window(width - 1) if kinds[0] == "sliding_attention" else c.Causal()
 
