@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 from weft.core.config import ModelConfig
@@ -39,7 +38,7 @@ def make(
     Raises RecipeError for a family, option or size that cannot be, with the nearest name.
     """
     family = FAMILIES[known(name)]
-    allowed = [p.name for p in inspect.signature(family.config).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    allowed = family.options
     for option in options or {}:
         if option not in allowed:
             raise RecipeError(f"The family {name} has no option {option!r}.{nearest(option, allowed)}")
@@ -51,7 +50,7 @@ def make(
     if language is None:
         language = not (family.kind == "encoder" and labels)
     want = Wanted(vocab, length, dim, depth, heads, dict(stems or {}), dict(labels or {}), language)
-    return family.config(want, **(options or {}))
+    return family.make(want, options or {})
 
 
 def published(name: str) -> ModelConfig:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from weft.core import config as c
@@ -73,6 +74,26 @@ class Family:
     sizes: dict[str, tuple[int, int, int]]
     published: dict[str, Published] = field(default_factory=dict)
     media: bool = True
+
+    @property
+    def choices(self) -> type | None:
+        """The dataclass that holds its options, where its function takes one as `choices`."""
+        taken = inspect.signature(self.config).parameters.get("choices")
+        return None if taken is None else type(taken.default)
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """Names of its options: the keyword arguments of its function, or the fields of its `choices`."""
+        if self.choices is not None:
+            return tuple(field.name for field in fields(self.choices))
+        taken = inspect.signature(self.config).parameters.values()
+        return tuple(p.name for p in taken if p.kind is p.KEYWORD_ONLY)
+
+    def make(self, want: Wanted, options: dict[str, Any]) -> c.ModelConfig:
+        """Its config tree for what is wanted and some options by name."""
+        if self.choices is not None:
+            return self.config(want, choices=self.choices(**options))
+        return self.config(want, **options)
 
     @property
     def difference(self) -> str:
