@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # what an editor and pyright see; at run time __getattr__ bel
     from weft.generate.embed import embed_file as embed_file
     from weft.generate.predict import predict as predict
     from weft.generate.search import search as search
+    from weft.generate.transcribe import transcribe as transcribe
     from weft.train import check as check
     from weft.train import plan as plan
     from weft.train import train as train
@@ -43,6 +44,7 @@ PUBLIC = {
     "plan": "weft.train",
     "check": "weft.train",
     "predict": "weft.generate.predict",
+    "transcribe": "weft.generate.transcribe",
     "chat": "weft.generate.chat",
     "embed": "weft.generate.embed",
     "embed_file": "weft.generate.embed",
@@ -54,7 +56,7 @@ PUBLIC = {
 }
 __all__ = [
     "WeftError", "__version__", "chat", "check", "compare", "embed", "embed_file", "evaluate", "export",
-    "import_model", "load", "plan", "predict", "report", "search", "train",
+    "import_model", "load", "plan", "predict", "report", "search", "train", "transcribe",
 ]  # fmt: skip
 
 

@@ -203,7 +203,8 @@ def predict(
     ctx: typer.Context,
     run: RunPath,
     arrow: Annotated[str, typer.Argument(metavar="ARROW [--COLUMN VALUE]...", show_default=False,
-                     help="One of the run's arrows, then its inputs: --image cat.png --question 'what colour is it?'")],
+                     help="One of the run's arrows, then its inputs: --image cat.png --question 'what colour is it?'. "
+                          "With a pretrained Whisper in place of a run: 'audio -> text', then sound files.")],
     table: Annotated[str | None, typer.Option(help="Many rows at once, from this table.", show_default=False)] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for pictures and sounds; RUN/predictions unless said.",
                    show_default=False)] = None,
@@ -214,12 +215,16 @@ def predict(
     seed: Annotated[int, typer.Option(help="For temperature > 0.")] = 0,
     adapter: Annotated[str, typer.Option(metavar="NAME", help="One of RUN/adapters, or a path; none: the base alone.",
                        show_default=False)] = "",
+    format: Annotated[str, typer.Option(help="Of speech written down: text, srt, vtt or json.")] = "text",
     json: Json = False,
 ) -> None:  # fmt: skip
     """Produce an arrow's output. Text is printed; pictures and sounds become files, whose paths are printed."""
     from weft.arrows.grammar import parse
+    from weft.convert.load import foreign
 
     parsed = parse(arrow)
+    if foreign(run):
+        return write_down(run, arrow, ctx.args, "json" if json else format, out)
     given = column_words(ctx.args)
     if table is not None:
         if given:
@@ -375,6 +380,42 @@ def column_words(words: Sequence[str]) -> dict[str, str]:
             raise RecipeError(f"Column {name!r} is given twice.")
         given[name] = value
     return given
+
+
+def write_down(run: Path, arrow: str, words: Sequence[str], format: str, out: Path | None) -> None:
+    """Speech to text by a pretrained model: printed, or a file for each sound in the folder `out`."""
+    from weft.generate.transcribe import sound_column
+
+    column, files, rest = sound_column(arrow), [], list(words)
+    while rest and not rest[0].startswith("--"):
+        files.append(rest.pop(0))
+    files += [value for name, value in column_words(rest).items() if check_inputs_of(column, name)]
+    if not files:
+        raise RecipeError(f"No sound was given. Name files, or --{column} FILE.")
+    if format not in ("text", "srt", "vtt", "json"):
+        raise RecipeError(f"The text of speech is written as text, srt, vtt or json, not {format!r}.")
+    if format in ("srt", "vtt") and len(files) > 1 and out is None:
+        raise RecipeError("Several sounds give several subtitle files. Name a folder for them: --out FOLDER.")
+    found = weft.transcribe(run, files, times=format != "text")
+    if format == "json":
+        print_json([{"file": file, **one.as_dict()} for file, one in zip(files, found, strict=True)])
+        return
+    for file, one in zip(files, found, strict=True):
+        text = one.text + "\n" if format == "text" else one.srt() if format == "srt" else one.vtt()
+        if out is None:
+            print(text, end="")
+        else:
+            out.mkdir(parents=True, exist_ok=True)
+            path = out / f"{Path(file).stem}.{'txt' if format == 'text' else format}"
+            path.write_text(text, encoding="utf-8")
+            print(path)
+
+
+def check_inputs_of(column: str, name: str) -> bool:
+    """That an option names the column of the sound."""
+    if name != column:
+        raise RecipeError(f"The arrow has no input {name!r}.{nearest(name, [column])}")
+    return True
 
 
 def check_inputs(arrow: Arrow, given: dict[str, str]) -> dict[str, str]:

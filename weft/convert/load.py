@@ -25,9 +25,11 @@ DIRECTORY = "directory"
 
 # What a source is -> module:function that reads it, (Path) -> Imported.
 READERS: dict[str, str] = {
-    DIRECTORY: "weft.convert.hf:load_hf", ".gguf": "weft.convert.gguf.llama:load_gguf", ".pt": "weft.convert.whisper:load_whisper",
+    DIRECTORY: "weft.convert.hf:load_hf",
+    ".gguf": "weft.convert.gguf.llama:load_gguf",
+    ".pt": "weft.convert.whisper:load_whisper",
     ".onnx": "weft.convert.onnx:load_onnx",
-}  # fmt: skip
+}
 
 
 def load(source: str | Path, device: str = "cpu") -> Model:
@@ -58,6 +60,16 @@ def named(source: str | Path) -> Path:
     """A path as it is, or that of a pretrained model by its name. A file of that name comes first."""
     path = Path(source)
     return find(str(source)) if not path.exists() and str(source) in PRETRAINED else path
+
+
+def foreign(source: str | Path) -> bool:
+    """Whether a source is there and no run that was trained here: it has no renderer, only what it was imported with."""
+    path = Path(source)
+    if not path.exists():
+        return str(source) in PRETRAINED
+    if (path / RECIPE).is_file():
+        return not (path / "renderer.json").is_file() and (path / "source.json").is_file()
+    return path.is_file() or (path / "config.json").is_file()
 
 
 def reached(place: str) -> Callable[..., Any]:

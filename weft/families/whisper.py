@@ -78,27 +78,25 @@ NAMES = (
     *under("body.decoder.stack.blocks.{i}.", "model.decoder.layers.{i}.", BLOCK),
     Rule("body.decoder.stack.norm.{p}", "model.decoder.layer_norm.{p}"),
 )
-# Names in OpenAI's own files, as pieces of those above.
-ORIGINAL = (
-    ("model.encoder.", "encoder."),
-    ("model.decoder.", "decoder."),
-    (".layers.", ".blocks."),
-    ("self_attn_layer_norm", "attn_ln"),
-    ("encoder_attn_layer_norm", "cross_attn_ln"),
-    ("final_layer_norm", "mlp_ln"),
-    ("self_attn.", "attn."),
-    ("encoder_attn.", "cross_attn."),
-    ("q_proj", "query"),
-    ("k_proj", "key"),
-    ("v_proj", "value"),
-    ("out_proj", "out"),
-    ("fc1", "mlp.0"),
-    ("fc2", "mlp.2"),
-    ("embed_tokens", "token_embedding"),
-    ("embed_positions.weight", "positional_embedding"),
-    ("encoder.layer_norm.", "encoder.ln_post."),
-    ("decoder.layer_norm.", "decoder.ln."),
-)
+# Parts of names in OpenAI's own files -> those above.
+ORIGINAL = {
+    "blocks": "layers",
+    "attn_ln": "self_attn_layer_norm",
+    "cross_attn_ln": "encoder_attn_layer_norm",
+    "mlp_ln": "final_layer_norm",
+    "attn": "self_attn",
+    "cross_attn": "encoder_attn",
+    "query": "q_proj",
+    "key": "k_proj",
+    "value": "v_proj",
+    "out": "out_proj",
+    "mlp.0": "fc1",
+    "mlp.2": "fc2",
+    "token_embedding": "embed_tokens",
+    "positional_embedding": "embed_positions.weight",
+    "ln_post": "layer_norm",
+    "ln": "layer_norm",
+}
 
 english, many, newer = (
     published(448, vocab=vocab, stems={"audio": 2 * mels}, options={"heard": True})

@@ -20,11 +20,13 @@ import torch
 
 from weft.adapt.shelf import Shelf
 from weft.arrows.sample import Sample
+from weft.convert.load import foreign
 from weft.errors import ArrowError, DataError, WeftError, nearest
 from weft.generate.decode import Rule, decode, finished, precision, steps
 from weft.generate.prompt import begun, identity, lay, shared
 from weft.generate.reread import SURE, default, readings, reverse
 from weft.generate.sample import Draws, Sampling, choose
+from weft.generate.transcribe import sound_of, transcribe
 from weft.run import Run
 
 TOKENS = 16_384  # of prompts in one forward; bounds memory
@@ -319,12 +321,16 @@ def predict(
     batch    rows decoded at once; 0: as many as are quick
     adapter  by name in RUN/adapters or by path; "none": the base alone
 
+    A pretrained Whisper (a name, a file, a directory) takes one arrow, from a sound to a text: "audio -> text".
+
     Always returns a list, of one value for one record. Raises ArrowError for an arrow the run does not have, DataError
     for a missing input or media that cannot be decoded.
     """
     records, _ = as_records(rows, columns)
     if not records:
         return []
+    if isinstance(run, str | Path) and foreign(run):
+        return [heard.text for heard in transcribe(run, [sound_of(arrow, record) for record in records], times=False)]
     predictor = run if isinstance(run, Predictor) else Predictor(run, adapter=adapter)
     usual = predictor.default(predictor.find(arrow)) if temperature is None else Sampling(temperature)
     sampling = replace(usual, top_k=top_k, top_p=top_p, min_p=min_p, repetition=repetition, seed=seed)

@@ -226,3 +226,18 @@ def to_wav(wave: np.ndarray, rate: int = RATE) -> bytes:
     stream = io.BytesIO()
     soundfile.write(stream, np.clip(wave, -1, 1), rate, format="WAV", subtype="PCM_16")
     return stream.getvalue()
+
+
+def whisper_mel(wave: np.ndarray, mels: int = 80, pad: int = 0) -> np.ndarray:
+    """(S,) at 16 kHz -> (T,M) float32, T = (S + pad) // 160, just as Whisper was trained (Radford et al. 2022, 2.2).
+
+    Unlike `log_mel` it is scaled by the loudest frame: nothing is more than 8 (80 dB) under it. The sound is mirrored
+    at its ends. pad: samples of silence behind it. Raises DataError for no samples, or fewer than half a window.
+    """
+    if wave.ndim != 1 or len(wave) + pad <= WINDOW // 2:
+        raise DataError(f"a sound of shape {wave.shape} came; (S,) with more than {WINDOW // 2} samples was expected")
+    samples = torch.nn.functional.pad(torch.from_numpy(wave.astype(np.float32)), (0, pad))
+    window = torch.hann_window(WINDOW)
+    power = torch.stft(samples, WINDOW, HOP, window=window, return_complex=True)[:, :-1].abs().square()  # (K,T)
+    log = (mel_filters(mels) @ power).clamp_min(1e-10).log10()  # (M,T)
+    return ((torch.maximum(log, log.max() - 8) + 4) / 4).T.contiguous().numpy()
