@@ -6,6 +6,7 @@ import json
 import struct
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from weft import families
 from weft.cli import app
 from weft.convert.hf import load_hf, save_hf
 from weft.convert.layouts import find
+from weft.convert.transfer import keep
 from weft.core.config import ModelConfig
 from weft.core.view import Tokens
 from weft.errors import ConvertError, RunError
@@ -432,6 +434,20 @@ def test_a_directory_becomes_a_run_and_a_directory_again(tmp_path: Path) -> None
     assert torch.allclose(answer(again), answer(theirs), atol=1e-6)
     for name in ("tokenizer.json", "tokenizer_config.json", "modules.json", "1_Pooling/config.json"):
         assert (tmp_path / "back" / name).read_bytes() == (source / name).read_bytes(), name
+
+
+def test_what_a_source_says_elsewhere_is_written_where_a_directory_says_it(gpt2: Path, tmp_path: Path) -> None:
+    """A GGUF has its tokenizer, template and special tokens in its header."""
+    told = {"chat_template": "{{ messages }}", "special": {"bos": [1], "eos": [2, 5]}, "tokenizer": words(60)}
+    run = keep(replace(load_hf(gpt2), files={}, **told), tmp_path / "run", "model.gguf")
+    out = weft.export(run, tmp_path / "out")
+    assert (out / "chat_template.jinja").read_text() == "{{ messages }}"
+    named = json.loads((out / "tokenizer_config.json").read_text())
+    assert (named["bos_token"], named["eos_token"]) == ("w1", "w2")
+    assert json.loads((out / "generation_config.json").read_text()) == {"bos_token_id": 1, "eos_token_id": [2, 5]}
+    again = load_hf(out)
+    assert again.chat_template == "{{ messages }}" and again.special["eos"] == [2, 5]
+    assert transformers.AutoTokenizer.from_pretrained(out).eos_token == "w2"
 
 
 def test_what_cannot_be_imported_or_exported_is_said(gpt2: Path, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
-from weft.convert.hf import Imported, save_hf
+from weft.convert.hf import Imported, chat_template, save_hf
 from weft.convert.load import named, reached, read
 from weft.convert.tokenizer import holds_tokenizer, of_folder
 from weft.convert.weights import own
@@ -32,6 +32,9 @@ from weft.recipe import ModelRecipe, Recipe
 from weft.run import CONFIG, WEIGHTS, Run
 
 SOURCE, COMPANIONS, TOKENIZER = "source.json", "companions", "tokenizer.json"
+
+PARTS = ("bos", "eos", "unk", "pad", "cls", "sep", "mask")  # that a tokenizer_config.json names
+ENDS = ("bos", "eos", "pad", "decoder_start")  # that a generation_config.json names
 
 # --to -> module:function that writes it, (Run, Path) -> Path of what was written.
 TARGETS: dict[str, str] = {
@@ -74,7 +77,7 @@ def keep(imported: Imported, out: str | Path, source: str) -> Run:
         "special": imported.special,
         "preprocessing": imported.preprocessing,
     }
-    (run.path / SOURCE).write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(run.path / SOURCE, told)
     return run
 
 
@@ -128,9 +131,29 @@ def export(run: str | Path | Run, folder: str | Path, to: str = "hf", merge: boo
 
 
 def export_hf(run: Run, folder: Path) -> Path:
-    """The run's model as a directory of the hub's form, with the companions that came with its source."""
+    """The run's model as a directory of the hub's form, with the companions that came with its source.
+
+    What a source said elsewhere (a GGUF, in its header) is written in the files where a directory says it.
+    """
     beside = run.path / COMPANIONS
     files = {str(p.relative_to(beside)): p for p in sorted(beside.rglob("*")) if p.is_file()} if beside.is_dir() else {}
     if TOKENIZER not in files and (run.path / TOKENIZER).is_file():
         files[TOKENIZER] = run.path / TOKENIZER
-    return save_hf(run.model(), folder, told(run).get("config"), files=files)
+    said = told(run)
+    model = run.model()
+    save_hf(model, folder, said.get("config"), files=files)
+    template, special = said.get("chat_template"), said.get("special") or {}
+    if template and not chat_template(files):
+        (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+    if special and TOKENIZER in files and "tokenizer_config.json" not in files:
+        words = Tokenizer.from_file(str(files[TOKENIZER]))
+        tokens = {f"{part}_token": words.id_to_token(ids[0]) for part, ids in special.items() if part in PARTS}
+        write_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **tokens})
+    if special and "generation_config.json" not in files and model.kind in ("decoder", "encoder-decoder"):
+        ends = {f"{part}_token_id": ids if len(ids) > 1 else ids[0] for part, ids in special.items() if part in ENDS}
+        write_json(folder / "generation_config.json", ends)
+    return folder
+
+
+def write_json(path: Path, tree: dict[str, Any]) -> None:
+    path.write_text(json.dumps(tree, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
