@@ -39,19 +39,30 @@ class Grid:
 
     A picture with another number of patches takes the table interpolated (bicubic) to its own: Dosovitskiy et al. 2021,
     section 3.2. Ids past the first `before` share the last one's place.
-
-    offset  added to both numbers before the interpolation's scale is told from them (0.1 in DINOv2's first code)
     """
 
     rows: int
     columns: int
     before: int = 1
-    offset: float = 0.0
 
     @property
     def length(self) -> int:
         """Rows of the table."""
         return self.before + self.rows * self.columns
+
+
+@dataclass(frozen=True)
+class CodeGrid:
+    """Two tables for the codes of drawn pictures, of rows and of columns, and one by order for all other ids (DALL-E).
+
+    length  of the table by order;  side  codes of a row of a picture, and rows of it
+    first, count  the ids that are codes
+    """
+
+    length: int
+    side: int
+    first: int
+    count: int
 
 
 @dataclass(frozen=True)
@@ -293,7 +304,7 @@ class TextInput:
     """
 
     vocab: int
-    positions: Learned | Grid | Sinusoidal | None = None
+    positions: Learned | Grid | CodeGrid | Sinusoidal | None = None
     segments: int = 0
     norm: LayerNorm | RMSNorm | None = None
     stems: dict[str, Stem] = field(default_factory=dict)
@@ -529,11 +540,12 @@ class ModelConfig:
 TYPES: dict[str, type] = {
     kind.__name__: kind
     for kind in (
-        RecurrentConfig, ConvolveConfig, PictureConfig, NGramConfig, MarkovConfig, Told, Learned, Grid, Sinusoidal,
-        Interpolate, Stretch, Yarn, Rope, RelativeBias, Alibi, Full, Causal, Prefix, Window, LayerNorm, RMSNorm,
-        PerModality, Attention, FeedForward, StackConfig, LinearStem, MlpStem, ConvStem, FrameStem, TextInput,
-        TowerConfig, EncoderDecoderConfig, MlpBridge, ShuffleBridge, ItemEncoder, EarlyFusionConfig, ConcatConfig,
-        AtToken, AttentionPool, Project, DualEncoderConfig, Language, Classify, Tag, Span, Pooler, Init, ModelConfig,
+        RecurrentConfig, ConvolveConfig, PictureConfig, NGramConfig, MarkovConfig, Told, Learned, Grid, CodeGrid,
+        Sinusoidal, Interpolate, Stretch, Yarn, Rope, RelativeBias, Alibi, Full, Causal, Prefix, Window, LayerNorm,
+        RMSNorm, PerModality, Attention, FeedForward, StackConfig, LinearStem, MlpStem, ConvStem, FrameStem,
+        TextInput, TowerConfig, EncoderDecoderConfig, MlpBridge, ShuffleBridge, ItemEncoder, EarlyFusionConfig,
+        ConcatConfig, AtToken, AttentionPool, Project, DualEncoderConfig, Language, Classify, Tag, Span, Pooler, Init,
+        ModelConfig,
     )
 }  # fmt: skip
 

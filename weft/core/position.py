@@ -105,11 +105,7 @@ def interpolate(table: Tensor, config: c.Grid, rows: int, columns: int) -> Tenso
     if (rows, columns) == (config.rows, config.columns):
         return table
     picture = table.float().unflatten(0, (config.rows, config.columns)).permute(2, 0, 1)[None]  # (1,D,R,C)
-    if config.offset:
-        scale = ((rows + config.offset) / config.rows, (columns + config.offset) / config.columns)
-        picture = torch.nn.functional.interpolate(picture, scale_factor=scale, mode="bicubic", align_corners=False)
-    else:
-        picture = torch.nn.functional.interpolate(picture, (rows, columns), mode="bicubic", align_corners=False)
+    picture = torch.nn.functional.interpolate(picture, (rows, columns), mode="bicubic", align_corners=False)
     return picture[0].permute(1, 2, 0).flatten(0, 1).to(table.dtype)
 
 
