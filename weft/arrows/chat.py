@@ -4,9 +4,9 @@
     with one (pretrained)  <|im_start|>user⏎hi<|im_end|>⏎<|im_start|>assistant⏎«hello<|im_end|>»⏎
 
 A chat template (Jinja, run in a sandbox) is rendered with place holders for the contents. What it writes itself may
-hold special tokens; contents are encoded as plain text, whatever they look like. Between two special tokens, text of the
-template and of a message are encoded together, so that ids are those of the whole text; a token counts as trained where
-it begins inside an assistant's content.
+hold special tokens; contents are encoded as plain text, whatever they look like. Between two special tokens, text of
+the template and of a message are encoded together, so that ids are those of the whole text; a token counts as trained
+where it begins inside an assistant's content.
 """
 
 from __future__ import annotations
