@@ -17,7 +17,7 @@ from weft.arrows.types import ColumnType, Label
 from weft.errors import ArrowError, nearest
 
 KINDS = {  # kind of model -> families of it, for messages
-    "decoder": "weft, gpt, llama, rnn, ngram, hmm",
+    "decoder": "weft, gpt, llama, dalle, rnn, ngram, hmm",
     "encoder": "bert, vit, birnn, cnn",
     "encoder-decoder": "t5",
     "dual": "clip",

@@ -153,7 +153,7 @@ Cache = Growing | Fixed | Sliding
 def join(a: Layout, b: Layout) -> Layout:
     """One layout after the other; where only one has a field, the other gets its plain value."""
     a, b = (with_places(one, other) for one, other in ((a, b), (b, a)))
-    plains = (("document", 1), ("branch", 0), ("span", 0), ("place", 0), ("globals", 0))
+    plains = (("document", 1), ("branch", 0), ("span", 0), ("place", 0), ("globals", 0), ("coded", 0))
     rest = {name: _both(a, b, name, plain) for name, plain in plains}
     return Layout(concat(a.index, b.index), concat(a.order, b.order), **rest)
 

@@ -31,6 +31,9 @@ class Input(nn.Module):
         if isinstance(config.positions, c.Learned | c.Grid):
             before = config.positions.offset if isinstance(config.positions, c.Learned) else 0
             self.places = Embedding(config.positions.length + before, dim)
+        if isinstance(config.positions, c.CodeGrid):
+            self.places = Embedding(config.positions.length, dim)
+            self.rows, self.columns = (Embedding(config.positions.side, dim) for _ in range(2))
         self.segments = Embedding(config.segments, dim) if config.segments else None
         self.norm = make_norm(config.norm, dim) if config.norm else nn.Identity()
         self.widen = Linear(dim, outer) if config.width else nn.Identity()
@@ -47,6 +50,8 @@ class Input(nn.Module):
             x = x * self.config.scale
         if isinstance(self.config.positions, c.Grid):
             x = x + self.grid(self.config.positions, tokens, layout).to(dtype)
+        elif isinstance(self.config.positions, c.CodeGrid):
+            x = x + self.codes(self.config.positions, tokens, layout).to(dtype)
         elif self.config.positions is not None:
             x = x + self.positions(self.config.positions, layout).to(dtype)
         if self.segments is not None:
@@ -72,6 +77,20 @@ class Input(nn.Module):
                 f"{needed} tokens in one document, but the table of learned positions ends at {config.length}."
             )
         return self.places(layout.order.long() + config.offset)
+
+    def codes(self, config: c.CodeGrid, tokens: Tokens, layout: Layout) -> Tensor:
+        """(B,T,D): a code by its row and its column in its picture, another id by its order."""
+        if layout.coded is None:
+            raise WeftError("A grid of codes stands at the input of a tower only.")
+        number = tokens.ids - config.first
+        code = (number >= 0) & (number < config.count)
+        at = (layout.coded - 1).clamp(min=0) % config.side**2  # pictures are whole: the next one begins anew
+        order = layout.order.long().expand_as(code)
+        if bool((order[~code] >= config.length).any()):
+            raise WeftError(f"{int(order[~code].max()) + 1} tokens in one document; the table of positions ends at "
+                            f"{config.length}.")  # fmt: skip
+        drawn = self.rows(at // config.side) + self.columns(at % config.side)
+        return torch.where(code[..., None], drawn, self.places(order.clamp(max=config.length - 1)))
 
     def grid(self, config: c.Grid, tokens: Tokens, layout: Layout) -> Tensor:
         """(B,T,D) of each token's place: patches by row and column in their own picture, the others by their order."""

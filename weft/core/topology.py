@@ -67,7 +67,7 @@ class Tower(nn.Module):
         self, tokens: Tokens, source: Encoded | None = None, cache: Cache | None = None, record: Recorder | None = None
     ) -> Tensor:
         """(B,T,D) of `tokens`; they follow what the cache holds."""
-        layout = Layout.of(tokens, *((None, 0) if cache is None else (cache.layout, cache.seen)))
+        layout = arrange(self.config.input, tokens, cache)
         return self.run(self.input(tokens, layout), tokens, layout, source, cache, record)
 
     def run(
@@ -88,6 +88,16 @@ class Tower(nn.Module):
             view.across = across(self.config.stack.cross, layout, source.layout, source.memory, dtype=x.dtype)
             view.across.kept, view.across.record = source.cache, record
         return self.stack(x, view)
+
+
+def arrange(config: c.TextInput, tokens: Tokens, cache: Cache | None) -> Layout:
+    """The layout of a stream behind what the cache holds, with what the positions of its input need."""
+    past = None if cache is None else cache.layout
+    layout = Layout.of(tokens, past, 0 if cache is None else cache.seen)
+    if isinstance(config.positions, c.CodeGrid):
+        number = tokens.ids - config.positions.first
+        layout.coded = layout.count_of((number >= 0) & (number < config.positions.count), past, "coded")
+    return layout
 
 
 def sight(
@@ -214,7 +224,7 @@ class EarlyFusion(nn.Module):
     def forward(
         self, tokens: Tokens, source: Encoded | None = None, cache: Cache | None = None, record: Recorder | None = None
     ) -> Tensor:
-        layout = Layout.of(tokens, *((None, 0) if cache is None else (cache.layout, cache.seen)))
+        layout = arrange(self.config.tower.input, tokens, cache)
         encoded = [m for m in tokens.media if m.kind in self.encoders]
         x = self.tower.input(replace(tokens, media=tuple(m for m in tokens.media if m not in encoded)), layout)
         for media in encoded:

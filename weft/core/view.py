@@ -80,6 +80,7 @@ class Layout:
     document, branch, span, globals   (B,T) as in Tokens
     order     (1|B,T) int64 place in the own document: how many tokens are seen before this one by looking back
     place     (B,T,A) float32 positions as given; None: `order` on every axis
+    coded     (B,T) int64 how many picture codes are seen up to this token, where positions need it
     """
 
     index: Tensor
@@ -89,6 +90,7 @@ class Layout:
     span: Tensor | None = None
     place: Tensor | None = None
     globals: Tensor | None = None
+    coded: Tensor | None = None
 
     def __len__(self) -> int:
         return self.index.shape[1]
@@ -126,6 +128,18 @@ class Layout:
         back = self.index[:, None, :] <= self.index[:, :, None]
         return (back if seen is None else seen & back).sum(-1)
 
+    def count_of(self, which: Tensor, past: Layout | None, name: str) -> Tensor:
+        """(B,T) how many tokens of `which` (B,T) bool each sees by looking back, itself included, and before them those
+        that the past has counted under this name."""
+        seen = together(self, self)
+        if seen is None:
+            here = which.cumsum(1)
+        else:
+            back = self.index[:, None, :] <= self.index[:, :, None]
+            here = (seen & back & which[:, None, :]).sum(-1)
+        reached = None if past is None else getattr(past, name)
+        return here if reached is None else here + self.furthest(past, reached).clamp(min=0)  # type: ignore[arg-type]
+
     def furthest(self, past: Layout, reached: Tensor) -> Tensor:
         """(B,T) the largest of `reached` (B,P) among the past tokens that each sees; -1 if it sees none."""
         seen = together(self, past)
@@ -134,7 +148,7 @@ class Layout:
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Layout:
         """Every tensor of it changed by `change`, absent ones left absent."""
-        names = ("document", "branch", "span", "place", "globals")
+        names = ("document", "branch", "span", "place", "globals", "coded")
         rest = {n: t if (t := getattr(self, n)) is None else change(t) for n in names}
         return Layout(change(self.index), change(self.order), **rest)
 

@@ -6,11 +6,11 @@ from typing import Any
 
 from weft.core.config import ModelConfig
 from weft.errors import RecipeError, nearest
-from weft.families import bert, clip, cnn, counted, gpt, llama, llava, longformer, rnn, smolvlm, t5, vit, whisper
+from weft.families import bert, clip, cnn, counted, dalle, gpt, llama, llava, longformer, rnn, smolvlm, t5, vit, whisper
 from weft.families import weft as native
 from weft.families.family import Family, Wanted
 
-MODULES = (native, gpt, llama, bert, t5, vit, clip, llava, smolvlm, rnn, whisper, longformer, cnn)
+MODULES = (native, gpt, llama, bert, t5, vit, clip, llava, smolvlm, rnn, whisper, longformer, cnn, dalle)
 SECOND = (rnn.BOTH, clip.SIGLIP_FAMILY)  # of a module that has two
 BESIDE = (rnn.BOTH, clip.SIGLIP_FAMILY, counted.NGRAM, counted.MARKOV)  # second families of a file
 FAMILIES: dict[str, Family] = {f.name: f for f in (*(module.FAMILY for module in MODULES), *BESIDE)}
@@ -27,6 +27,7 @@ def make(
     stems: dict[str, int] | None = None,
     labels: dict[str, int] | None = None,
     language: bool | None = None,
+    codes: dict[str, tuple[int, int, int]] | None = None,
     options: dict[str, Any] | None = None,
 ) -> ModelConfig:
     """The config of a family. 0: the family's default size.
@@ -34,6 +35,7 @@ def make(
     stems     kind -> features of one media token ("image": 192)
     labels    name of a classification head -> number of classes
     language  whether there is a head over the vocabulary; None: yes, but not for an encoder that is to classify
+    codes     kind of media that is drawn -> (its first id, how many codes there are, how many make an item; 0: any)
     options   the family's own choices, by name
     Raises RecipeError for a family, option or size that cannot be, with the nearest name.
     """
@@ -49,7 +51,7 @@ def make(
         raise RecipeError(f"A width of {dim} cannot be shared by {heads} heads. Take a multiple of {heads}.")
     if language is None:
         language = not (family.kind == "encoder" and labels)
-    want = Wanted(vocab, length, dim, depth, heads, dict(stems or {}), dict(labels or {}), language)
+    want = Wanted(vocab, length, dim, depth, heads, dict(stems or {}), dict(labels or {}), language, dict(codes or {}))
     return family.make(want, options or {})
 
 

@@ -18,6 +18,7 @@ class Wanted:
     stems     kind -> features of one media token
     labels    name of a classification head -> number of classes
     language  whether there is a head over the vocabulary
+    codes     kind of media that is drawn -> (its first id, how many codes there are, how many make an item; 0: any)
     """
 
     vocab: int
@@ -28,6 +29,7 @@ class Wanted:
     stems: dict[str, int] = field(default_factory=dict)
     labels: dict[str, int] = field(default_factory=dict)
     language: bool = True
+    codes: dict[str, tuple[int, int, int]] = field(default_factory=dict)
 
     def tops(self, language: c.Language, hidden: int = 0) -> dict[str, c.Head]:
         """The heads: `language` if it is wanted, and a classification for each of the labels."""

@@ -30,7 +30,7 @@ from weft.arrows.render import Renderer
 from weft.arrows.resolve import Resolution, resolve
 from weft.arrows.types import ColumnType, Label, Text, as_text, blank, guess
 from weft.arrows.vocabulary import ROLES, Layer, Vocabulary
-from weft.core.config import Classify, Language, MlpStem, ModelConfig
+from weft.core.config import Classify, DualEncoderConfig, Language, MlpStem, ModelConfig, TextInput, TowerConfig
 from weft.data.sources import Table
 from weft.data.split import assign, kept_together
 from weft.errors import DataError, RecipeError
@@ -334,13 +334,50 @@ def model_config(
     media: dict[str, int],
 ) -> ModelConfig:
     """The family's config for this vocabulary, these inputs, these heads."""
-    model = recipe.model
-    return families.make(
+    model, options = recipe.model, dict(recipe.model.options)
+    sides = media_sides(types, arrows)
+    if families.FAMILIES[families.known(model.family)].kind == "dual" and media and any(sides):
+        options.setdefault("media", "both" if all(sides) else "left" if sides[0] else "right")
+    config = families.make(
         model.family, vocab=vocabulary.size, length=recipe.train.length,
         dim=model.dim, depth=model.depth, heads=model.heads,
         stems=media, labels=label_heads(types, arrows, resolutions),
-        language=any(r.head == "language" for r in resolutions), options=dict(model.options),
+        language=any(r.head == "language" for r in resolutions), codes=drawn(recipe, vocabulary),
+        options=options,
     )  # fmt: skip
+    return replace(config, topology=opened(config.topology, [side and vocabulary.marker(side) for side in sides]))
+
+
+def media_sides(types: dict[str, ColumnType], arrows: Sequence[Arrow]) -> tuple[str, str]:
+    """The first column of pictures or sounds that the arrows show a model, on their left side and right of a <->."""
+    shown = [[c.name for arrow in arrows for c in arrow.inputs]]
+    shown += [[c.name for arrow in arrows if arrow.kind == "align" for c in arrow.outputs]]
+    left, right = (next((n for n in names if types[n].name in ("image", "audio")), "") for names in shown)
+    return left, right
+
+
+def opened(topology: Any, markers: Sequence[Any]) -> Any:
+    """The topology with the markers of `media_sides` as what stands before media that come without ids."""
+    if isinstance(topology, DualEncoderConfig):
+        towers = {side: opened(getattr(topology, side), [m]) for side, m in zip(("left", "right"), markers, strict=True)}
+        return replace(topology, **towers)
+    marker = next((m for m in markers if m not in ("", None)), None)
+    if marker is None:
+        return topology
+    for name in ("input", "encoder", "tower", "source"):
+        part = getattr(topology, name, None)
+        if isinstance(part, TextInput):
+            return replace(topology, **{name: replace(part, opening=(marker,))})
+        if isinstance(part, TowerConfig):
+            return replace(topology, **{name: opened(part, markers)})
+    return topology
+
+
+def drawn(recipe: Recipe, vocabulary: Vocabulary) -> dict[str, tuple[int, int, int]]:
+    """Kind of media that is drawn -> its first id, how many codes there are, how many make an item (0: any)."""
+    blocks = {kind: vocabulary.blocks.get(f"codes:{kind}", range(0)) for kind in ("image", "audio")}
+    each = {"image": recipe.image.codes, "audio": 0}
+    return {kind: (ids.start, len(ids), each[kind]) for kind, ids in blocks.items() if ids}
 
 
 def samples(
