@@ -115,11 +115,13 @@ def of_gguf(file: Gguf) -> SavedTokenizer:
     if kind is None or not isinstance(tokens, list) or not tokens:
         raise ConvertError(f"{file.path} holds no tokenizer.")
     types = numbers(file, "tokenizer.ggml.token_type", len(tokens)) or [pieces.NORMAL] * len(tokens)
+    scores = numbers(file, "tokenizer.ggml.scores", len(tokens)) or [0.0] * len(tokens)
+    count = max((i + 1 for i, kind in enumerate(types) if kind != pieces.UNUSED), default=0)
+    tokens, types, scores = tokens[:count], types[:count], scores[:count]  # the rest pads the table
     try:
         if kind == "gpt2":
             tokenizer = gguf_bytes(m, tokens, types)
         elif kind == "llama":
-            scores = numbers(file, "tokenizer.ggml.scores", len(tokens)) or [0.0] * len(tokens)
             found = [pieces.Piece(t, float(s), int(k)) for t, s, k in zip(tokens, scores, types, strict=True)]
             prefix = bool(m.get("tokenizer.ggml.add_space_prefix", True))
             squeeze = bool(m.get("tokenizer.ggml.remove_extra_whitespaces", False))

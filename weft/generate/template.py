@@ -145,6 +145,9 @@ def compiled(template: str) -> Any:
                 raise jinja2.exceptions.SecurityError(f"the operator {operator} is not allowed here")
             return super().call_binop(context, operator, left, right)
 
+        def wrap_str_format(self, value: Any) -> None:
+            """Jinja's own, safer str.format still pads to any width: it is left to `is_safe_attribute` to refuse it."""
+
         def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
             return attr not in GREEDY_METHODS and super().is_safe_attribute(obj, attr, value)
 
