@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 import sys
+import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -391,14 +392,49 @@ def test_an_index_that_lies_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_directory_without_weights_says_what_was_expected(gpt2: Path, tmp_path: Path) -> None:
-    (gpt2 / "model.safetensors").rename(gpt2 / "pytorch_model.bin")
-    with pytest.raises(ConvertError, match=r"pytorch_model.bin cannot be read: convert it to safetensors first"):
+    (gpt2 / "model.safetensors").rename(gpt2 / "pytorch_model-00001-of-00002.bin")
+    with pytest.raises(ConvertError, match=r"00002.bin cannot be read: convert it to safetensors first"):
         load_hf(gpt2)
     with pytest.raises(ConvertError, match=r"holds no config.json"):
         load_hf(tmp_path)
     (gpt2 / "config.json").write_text("[1]")
     with pytest.raises(ConvertError, match="a JSON object was expected"):
         load_hf(gpt2)
+
+
+class Evil:
+    """What pickle would run."""
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str]]:
+        return print, ("it was run",)
+
+
+def test_pickled_weights_are_read_and_hostile_ones_refused(
+    gpt2: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wanted = answer(load_hf(gpt2).model())
+    state = load_file(gpt2 / "model.safetensors")
+    (gpt2 / "model.safetensors").unlink()
+    torch.save(state, gpt2 / "pytorch_model.bin")
+    assert torch.equal(answer(load_hf(gpt2).model()), wanted)
+    wide = torch.zeros(1).expand(1 << 40)
+    for content, message in (
+        ({**state, "x": Evil()}, "cannot be read as torch's weights"),
+        ({**state, "x": 3}, "holds other things than named tensors"),
+        ([state], "holds other things than named tensors"),
+        ({**state, "x": wide}, r"x \(1099511627776,\) is more than the bytes behind it"),
+    ):
+        torch.save(content, gpt2 / "pytorch_model.bin")
+        with pytest.raises(ConvertError, match=message):
+            load_hf(gpt2)
+    with zipfile.ZipFile(gpt2 / "pytorch_model.bin", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data/0", b"\0" * 10**7)
+    with pytest.raises(ConvertError, match="made to fill memory"):
+        load_hf(gpt2)
+    (gpt2 / "pytorch_model.bin").write_bytes(b"\x80\x02cos\nsystem\n.")
+    with pytest.raises(ConvertError, match="cannot be read as torch's weights"):
+        load_hf(gpt2)
+    assert "it was run" not in capsys.readouterr().out
 
 
 # ---------------------------------------------------------------------------------------------------- import and export

@@ -21,6 +21,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from weft.convert import archive
 from weft.convert.header import Entry, header
 from weft.convert.layout import Layout, Raw
 from weft.convert.layouts import find, layouts_of
@@ -30,6 +31,7 @@ from weft.errors import ConvertError
 from weft.model import Model, build
 
 WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
+PICKLED = "pytorch_model.bin"  # of older directories; read if there is nothing better
 SHARD = 5 * 10**9  # bytes of one file, unless told otherwise
 FIXED = 1e-3  # how far a computed table may be from a stored one, which may have been rounded to float16
 LARGEST = 10**7  # bytes of a config.json
@@ -89,12 +91,17 @@ def load_hf(folder: str | Path, dtype: torch.dtype | None = torch.float32) -> Im
     folder = Path(folder)
     raw = read_config(folder)
     layout = find(raw)
-    entries = shards(folder)
     config = layout.read(raw)
-    names = {name for shard in entries.values() for name in shard}
-    if (layers := deepest(config)) > len(names):
-        raise ConvertError(f"{folder}: the config has {layers:,} layers, but the files hold {len(names)} tensors.")
-    theirs = {name: cast(tensor, dtype) for path in entries for name, tensor in load_file(path).items()}
+    stored: dict[str, Tensor] = {}
+    if only_pickled(folder):
+        stored = archive.tensors(folder / PICKLED, archive.load_archive(folder / PICKLED))
+    entries = {} if stored else shards(folder)
+    count = len(stored) + sum(len(shard) for shard in entries.values())
+    if (layers := deepest(config)) > count:
+        raise ConvertError(f"{folder}: the config has {layers:,} layers, but the files hold {count} tensors.")
+    for path in entries:
+        stored |= load_file(path)
+    theirs = {name: cast(tensor, dtype) for name, tensor in stored.items()}
     try:
         config, state = converted(raw, theirs)
     except ConvertError as error:
@@ -164,6 +171,11 @@ def special(raw: Raw, files: Mapping[str, Path]) -> dict[str, list[int]]:
         if value is not None:
             found[part] = [int(item) for item in (value if isinstance(value, list) else [value])]
     return found
+
+
+def only_pickled(folder: Path) -> bool:
+    """Whether the weights are there in torch's own form alone."""
+    return (folder / PICKLED).is_file() and not (folder / WEIGHTS).is_file() and not (folder / INDEX).is_file()
 
 
 def shards(folder: Path) -> dict[Path, dict[str, Entry]]:

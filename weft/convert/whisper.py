@@ -2,24 +2,22 @@
 
     tiny.en.pt   a zip of data.pkl (names, sizes) and one file per tensor    dims, model_state_dict
 
-The pickle may only name tensors (`weights_only`), and the tensors are views of the file itself (`mmap`), so a file can
-take no more memory than it is long.
+The file is read by `archive`, so it can take no more memory than it is long.
 """
 
 from __future__ import annotations
 
 import base64
 import importlib.metadata
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from tokenizers import AddedToken, Tokenizer
-from torch import Tensor
 
 from weft.convert import bytepair
+from weft.convert.archive import load_archive, tensors
 from weft.convert.hf import Imported, cast, without_fixed
 from weft.convert.layout import whole
 from weft.convert.layouts.whisper import LAYOUT, read
@@ -28,7 +26,6 @@ from weft.errors import ConvertError
 from weft.families.whisper import NAMES, ORIGINAL
 from weft.model import build
 
-PICKLE = 4 << 20  # bytes of names and sizes; the largest Whisper has 0.3 MB
 DISTRIBUTION, VERSION = "openai-whisper", "20250625"
 MULTILINGUAL = 51865  # ids from which on a vocabulary is the multilingual one
 CODES = (
@@ -43,14 +40,10 @@ STEPS = 1501  # time tokens: 0.00 to 30.00 seconds
 def load_whisper(path: str | Path, dtype: torch.dtype | None = torch.float32) -> Imported:
     """A model from an original file. Raises ConvertError: no such file, a damaged or hostile one, unknown tensors."""
     path = Path(path)
-    check(path)
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        dims, state = dict(found["dims"]), dict(found["model_state_dict"])
-    except Exception as error:  # torch and pickle raise many kinds
-        raise ConvertError(f"{path} is no Whisper file ({error or type(error).__name__}).") from error
-    if not all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items()):
-        raise ConvertError(f"{path} is no Whisper file: its model_state_dict holds other things than tensors.")
+    found = load_archive(path)
+    if not isinstance(found, Mapping) or not isinstance(dims := found.get("dims"), Mapping):
+        raise ConvertError(f"{path} is no Whisper file: it holds no dims and model_state_dict.")
+    state = tensors(path, found.get("model_state_dict"))
     raw = config(dims)
     tree = read(raw)
     if whole(dims, "n_audio_layer") + whole(dims, "n_text_layer") > len(state):
@@ -58,28 +51,13 @@ def load_whisper(path: str | Path, dtype: torch.dtype | None = torch.float32) ->
     theirs = {hub(name): cast(tensor, dtype) for name, tensor in state.items()}
     theirs.pop("model.decoder.mask", None)
     try:
-        tensors = to_ours(NAMES, without_fixed(theirs, LAYOUT, raw), build(tree, device="meta"))
+        read_in = to_ours(NAMES, without_fixed(theirs, LAYOUT, raw), build(tree, device="meta"))
     except ConvertError as error:
         raise ConvertError(f"{path}: {error}") from error
     vocab = whole(dims, "n_vocab")
     tokenizer = vocabulary(vocab) if vocabulary_file(vocab) is not None else None
     special = {} if tokenizer is None else {"eos": [tokenizer.token_to_id("<|endoftext|>")]}
-    return Imported(tree, tensors, raw, tokenizer=tokenizer, special=special)
-
-
-def check(path: Path) -> None:
-    """That a file is a zip of stored members, which together are no longer than it is. Raises ConvertError."""
-    try:
-        size = path.stat().st_size
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-    except (OSError, zipfile.BadZipFile) as error:
-        raise ConvertError(f"{path} is no Whisper file ({error}).") from error
-    packed = [m.filename for m in members if m.compress_type != zipfile.ZIP_STORED]
-    if packed or sum(m.file_size for m in members) > size:
-        raise ConvertError(f"{path}: its members are larger than the file says; it is damaged, or made to fill memory.")
-    if any(m.filename.endswith(".pkl") and m.file_size > PICKLE for m in members):
-        raise ConvertError(f"{path}: its pickle has more than {PICKLE:,} bytes; no Whisper has.")
+    return Imported(tree, read_in, raw, tokenizer=tokenizer, special=special)
 
 
 def config(dims: Mapping[str, Any]) -> dict[str, Any]:
