@@ -40,6 +40,9 @@ class WordRenderer:
         self.media: dict[object, np.ndarray] = {}
         self.rendered = 0
 
+    def talks(self, arrow_index: int) -> bool:
+        return False
+
     def length(self, record: dict, arrow_index: int, *, row: int = -1) -> int:
         return len(self.render(record, arrow_index, row=row))
 

@@ -172,3 +172,16 @@ def test_an_evaluation_does_not_make_training_forget(folder):
     loader.step(last)
     assert made and all(turn is not None for row, arrow, turn in made if arrow == 0), "another epoch moves anew"
     assert all(turn is None for _, arrow, turn in made if arrow == 1), "text does not move"
+
+
+def test_what_moves_is_not_hoarded(folder):
+    """An epoch's moved pictures are of no use to the next one: they are held in a twelfth of the budget."""
+    loader = load(folder, ARROWS[0], image=ImageRecipe(size=32, codes=16, augment=0.2))
+    plenty = load(folder, ARROWS[0], image=ImageRecipe(size=32, codes=16, augment=0.2))
+    loader.assembler._budget = 12 * 20_000
+    for number in range(4):
+        for one, two in zip(loader.step(number), plenty.step(number), strict=True):
+            assert torch.equal(one.tokens.media[0].values, two.tokens.media[0].values)
+            assert torch.equal(one.tokens.ids, two.tokens.ids)
+        assert loader.assembler._moved.bytes <= 20_000
+    assert plenty.assembler._moved.bytes > 20_000, "control: it would have held more"

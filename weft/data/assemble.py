@@ -160,11 +160,12 @@ class Assembler:
     def _remember(self, store: Store, where: dict, key: Hashable, value: Any, piece: Piece) -> None:
         new = {id(item.values): item.values.nbytes for item in piece.items if id(item.values) not in store.held}
         size = piece.nbytes + sum(new.values())
-        if self._still.bytes + self._moved.bytes + size > self._budget:  # start anew: what is in use comes back
-            for one in (self._still, self._moved):
-                for kept in (one.samples, one.trunks, one.held):
-                    kept.clear()
-                one.bytes = 0
+        # Over the budget it starts anew: what is in use comes back. What moved is of no use to the next epoch, and seen
+        # again in its own only where samples share it: it gets a twelfth.
+        if store.bytes + size > (self._budget // 12 if store is self._moved else self._budget):
+            for kept in (store.samples, store.trunks, store.held):
+                kept.clear()
+            store.bytes = 0
         where[key] = value
         store.held.update(new)
         store.bytes += size
