@@ -19,6 +19,7 @@ import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -121,10 +122,14 @@ class LoraLinear(nn.Linear):
         base = F.linear(x, self.weight, self.bias)
         return self.adapters[self.active](x, base, self) if self.active in self.adapters else base
 
+    def delta(self, name: str) -> Delta:
+        """One of its adapters."""
+        return cast(Delta, self.adapters[name])
+
     @torch.no_grad()
     def merged(self, name: str) -> Tensor:
         """(O,I) the matrix with an adapter in it, summed in double precision."""
-        delta, out, start = self.adapters[name], self.weight.double().clone(), 0
+        delta, out, start = self.delta(name), self.weight.double().clone(), 0
         for part, size in self.parts:
             if part in delta.a:
                 rows = slice(start, start + size)
@@ -191,7 +196,7 @@ def attach(model: nn.Module, lora: Lora, name: str = DEFAULT, seed: int = 0) -> 
     sizes = linear_parts(model)
     for path, parts in targets(model, lora.target).items():
         delta = place(model, path, name, dict.fromkeys(parts, lora.rank), sizes[path], lora)
-        matrix = model.get_submodule(path)
+        matrix = cast(LoraLinear, model.get_submodule(path))
         start = 0
         for part, size in sizes[path]:
             if part in parts:
@@ -218,7 +223,7 @@ def place(
         raise RecipeError(f"An adapter is called {name!r}; letters, digits, _ and - were expected.")
     matrix = model.get_submodule(path)
     if not isinstance(matrix, LoraLinear):
-        matrix = LoraLinear(matrix, parts)
+        matrix = LoraLinear(cast(nn.Linear, matrix), parts)
         parent, _, leaf = path.rpartition(".")
         setattr(model.get_submodule(parent), leaf, matrix)
     sizes = {part: (size, ranks[part]) for part, size in parts if part in ranks}

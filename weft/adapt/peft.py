@@ -91,7 +91,7 @@ def save(
         matrix = model.get_submodule(place.path)
         if not isinstance(matrix, LoraLinear) or name not in matrix.adapters:
             continue
-        delta = matrix.adapters[name]
+        delta = matrix.delta(name)
         if not any(part in delta.a for part in place.parts):
             continue
         a, b, scale = joined(matrix, delta, place.parts)

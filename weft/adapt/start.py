@@ -120,11 +120,11 @@ def with_stems(topology: c.Topology, stems: Mapping[str, c.Stem]) -> c.Topology:
     raise RecipeError(f"A source of two towers takes no stem for {', '.join(stems)}: its towers are what they are.")
 
 
-def known_stems(tree: Any) -> dict[str, c.Stem]:
+def known_stems(tree: Any) -> dict[str, Any]:
     """The stems of a config, of its inputs and of its encoders of items."""
     if isinstance(tree, c.TextInput):
-        return dict(tree.stems)
-    found: dict[str, c.Stem] = {}
+        return {kind: one.stem if isinstance(one, c.PictureConfig) else one for kind, one in tree.stems.items()}
+    found: dict[str, Any] = {}
     if isinstance(tree, c.EarlyFusionConfig):
         found |= {kind: encoder.stem for kind, encoder in tree.encoders.items()}
     if dataclasses.is_dataclass(tree):
@@ -142,7 +142,9 @@ def width(config: c.ModelConfig) -> int:
         topology = topology.encoder
     if isinstance(topology, c.DualEncoderConfig):
         topology = topology.left
-    return topology.stack.dim
+    if not hasattr(topology, "stack"):
+        raise RecipeError(f"{config.family} counts, and has no weights that training could start from.")
+    return topology.stack.dim  # type: ignore[union-attr]
 
 
 def longest(config: c.ModelConfig) -> int:

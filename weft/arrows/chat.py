@@ -191,8 +191,9 @@ class Chat:
     def _written(self, messages: Sequence[Mapping[str, str]], reply: bool) -> str:
         from jinja2 import TemplateError
 
+        special = self.template.special if self.template else {}
         try:
-            written = self._compiled.render(messages=messages, add_generation_prompt=reply, **self.template.special)
+            written = self._compiled.render(messages=messages, add_generation_prompt=reply, **special)
         except (TemplateError, TypeError, ValueError, OverflowError, MemoryError) as error:
             raise DataError(f"the chat template refuses these messages: {error}") from error
         missing = [m["role"] for i, m in enumerate(messages) if HOLDER.format(i) not in written]
@@ -214,7 +215,7 @@ class Chat:
         environment.globals["raise_exception"] = refuse
         environment.filters["tojson"] = lambda value, **_: json.dumps(value, ensure_ascii=False)
         try:
-            return environment.from_string(self.template.text)
+            return environment.from_string(self.template.text if self.template else "")
         except TemplateError as error:
             raise DataError(f"the source's chat template cannot be read: {error}") from error
 
