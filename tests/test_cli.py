@@ -80,7 +80,7 @@ def test_every_public_name_is_there() -> None:
     for name in weft.__all__:
         assert getattr(weft, name) is not None, name
         assert name in dir(weft)
-    with pytest.raises(AttributeError, match="Public names: WeftError, check"):
+    with pytest.raises(AttributeError, match="Public names: WeftError, chat, check"):
         _ = weft.trian
 
 
@@ -89,7 +89,8 @@ def test_help_lists_what_is_there_and_nothing_else() -> None:
     assert found.code == 0
     commands = [line.split()[0] for line in found.out.split("Commands:")[1].splitlines() if line.strip()]
     assert [c for c in commands if c.islower() and len(c) > 3] == commands
-    assert commands == ["plan", "check", "train", "predict", "eval", "compare", "report", "import", "export"]
+    first = ["plan", "check", "train", "predict", "eval", "compare", "report", "import", "export"]
+    assert commands == [*first, "chat", "embed", "search"]
     assert run("--version").out == f"weft {weft.__version__}\n"
 
 
