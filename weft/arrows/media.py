@@ -12,6 +12,7 @@ import hashlib
 import io
 import math
 import os
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any, NamedTuple
@@ -26,6 +27,7 @@ from weft.recipe import AudioRecipe, ImageRecipe
 
 COUNTS = 64 << 20  # bytes of lengths that are remembered
 ENTRY = 200  # bytes of one entry, about
+PICTURES = 4 << 20  # bytes of moved pictures that are remembered
 ORIENTATION = 0x0112  # EXIF tag; 5 to 8 lie on their side
 
 
@@ -58,6 +60,30 @@ class Cache(dict):
     def clear(self) -> None:
         super().clear()
         self.bytes = 0
+
+
+class Recent:
+    """Forgets what was asked for longest ago once more than `budget` bytes are in it."""
+
+    def __init__(self, budget: int) -> None:
+        self.budget, self.bytes = budget, 0
+        self.entries: OrderedDict[Any, tuple[Any, int]] = OrderedDict()
+
+    def get(self, key: Any) -> Any:
+        """What was kept under `key`, or None."""
+        found = self.entries.get(key)
+        if found is None:
+            return None
+        self.entries.move_to_end(key)
+        return found[0]
+
+    def keep(self, key: Any, value: Any, size: int) -> Any:
+        """`value`, remembered under `key`."""
+        self.entries[key] = (value, size)
+        self.bytes += size
+        while self.bytes > self.budget and len(self.entries) > 1:
+            self.bytes -= self.entries.popitem(last=False)[1][1]
+        return value
 
 
 def identify(value: Any) -> tuple[Any, str]:
@@ -148,8 +174,9 @@ class Reader:
     def __init__(self, pictures: ImageRecipe, sounds: AudioRecipe, budget: int) -> None:
         self.pictures, self.sounds = pictures, sounds
         self.kept = Cache(budget)  # (kind, key) -> Features; ("pixels", key) -> (h,w,3) uint8
-        self.moved = Cache(budget // 8)  # those of one augmentation seed
-        self.seed: int | None = None
+        # Moved pictures are met again by the next rows about the same picture, and then not before the next epoch; a
+        # moved sound may come with any row.
+        self.moved = {"image": Recent(min(PICTURES, budget // 8)), "audio": Recent(budget // 8)}
         self.counts = Cache(COUNTS)  # (kind, key) -> media tokens; ("frames", key) -> mel frames
         self._grids: dict[tuple, np.ndarray] = {}
 
@@ -195,13 +222,10 @@ class Reader:
 
         A picture moves by some pixels (rows, columns), a sound by some bands (bands, 0).
         """
-        if seed != self.seed:
-            self.moved.clear()
-            self.seed = seed
-        known = self.moved.get((kind, key))
+        known = self.moved[kind].get((seed, key))
         if known is None:
             known = self._moved_picture(source, key, seed) if kind == "image" else self._moved_sound(source, key, seed)
-            self.moved.keep((kind, key), known, known[0].values.nbytes + 500)
+            self.moved[kind].keep((seed, key), known, known[0].values.nbytes + 500)
         return known
 
     def _moved_picture(self, source: Any, key: str, seed: int) -> tuple[Features, tuple[int, int]]:

@@ -59,6 +59,7 @@ class Table:
         self.folder = folder
         self.name = name
         self._digests: dict[tuple[str, int, int], bytes] = {}
+        self._files: dict[str, Path] = {}
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -89,7 +90,10 @@ class Table:
         if blank(value):
             return None
         if isinstance(value, str) and name in self._paths:
-            return Path(os.path.join(self._base, value))
+            known = self._files.get(value)
+            if known is None:  # many rows share a file, and a Path takes longer to make than a row to read
+                known = self._files[value] = Path(os.path.join(self._base, value))
+            return known
         if isinstance(value, Mapping) and {"bytes", "path"} & set(value):  # as the `datasets` library stores media
             return value["bytes"] if value.get("bytes") is not None else self._cell(name, value.get("path"))
         return value
