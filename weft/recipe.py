@@ -55,6 +55,7 @@ class ModelRecipe:
     depth: int = 0
     heads: int = 0
     options: dict[str, object] = field(default_factory=dict)  # passed to the family's function; unknown: named error
+    embeddings: str = ""  # word vectors that its table starts with: a .txt or .vec file (.gz too), or glove
     source: str = ""  # weights that it starts from: a run, a model directory, a weight file or a pretrained name
     lora: LoraRecipe = field(default_factory=LoraRecipe)
     guide: GuideRecipe = field(default_factory=GuideRecipe)

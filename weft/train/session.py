@@ -49,6 +49,7 @@ from weft.train.machine import peak_memory, pick_device, pick_dtype, told
 from weft.train.optim import Optimizer
 from weft.train.prepare import Prepared, prepare, produced, producing, resolved, understand
 from weft.train.progress import Progress, aligned, speak
+from weft.train.vectors import give
 from weft.train.watch import Blind, Evaluate, Log, Save, swapped
 
 PREPARED = "prepared.json"  # written last before the first step: from then on a run only needs to be gone on with
@@ -306,6 +307,8 @@ def code_ahead(prepared: Prepared) -> None:
 def assemble(run: Run, prepared: Prepared, device: torch.device) -> Session:
     """Model, optimiser and loader at step 0."""
     model = make(prepared.config, run.recipe, prepared.base, prepared.start).to(device)
+    if run.recipe.model.embeddings:
+        speak(give(model, prepared.renderer, run.recipe.model.embeddings, run.recipe.model.source))
     guided(model, run.recipe, prepared, device)
     names = [str(arrow) for arrow in prepared.arrows]
     return Session(run, model, Optimizer(model, run.recipe.train), loader_of(prepared, run.recipe), device, names)
