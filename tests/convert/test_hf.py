@@ -474,12 +474,14 @@ def test_a_directory_becomes_a_run_and_a_directory_again(tmp_path: Path) -> None
 
 def test_what_a_source_says_elsewhere_is_written_where_a_directory_says_it(gpt2: Path, tmp_path: Path) -> None:
     """A GGUF has its tokenizer, template and special tokens in its header."""
-    told = {"chat_template": "{{ messages }}", "special": {"bos": [1], "eos": [2, 5]}, "tokenizer": words(60)}
+    tokenizer = words(60)
+    tokenizer.add_special_tokens(["w2"])
+    told = {"chat_template": "{{ messages }}", "special": {"bos": [1], "eos": [2, 5]}, "tokenizer": tokenizer}
     run = keep(replace(load_hf(gpt2), files={}, **told), tmp_path / "run", "model.gguf")
     out = weft.export(run, tmp_path / "out")
     assert (out / "chat_template.jinja").read_text() == "{{ messages }}"
     named = json.loads((out / "tokenizer_config.json").read_text())
-    assert (named["bos_token"], named["eos_token"]) == ("w1", "w2")
+    assert named["eos_token"] == "w2" and "bos_token" not in named, "1 is a plain word of this tokenizer"
     assert json.loads((out / "generation_config.json").read_text()) == {"bos_token_id": 1, "eos_token_id": [2, 5]}
     again = load_hf(out)
     assert again.chat_template == "{{ messages }}" and again.special["eos"] == [2, 5]

@@ -42,6 +42,7 @@ TARGETS: dict[str, str] = {
     "gguf": "weft.convert.gguf.write:as_f16",
     "gguf-f32": "weft.convert.gguf.write:as_f32",
     "gguf-q8_0": "weft.convert.gguf.write:as_q8_0",
+    "onnx": "weft.convert.export_onnx:export_onnx",
 }
 
 
@@ -147,7 +148,10 @@ def export_hf(run: Run, folder: Path) -> Path:
         (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
     if special and TOKENIZER in files and "tokenizer_config.json" not in files:
         words = Tokenizer.from_file(str(files[TOKENIZER]))
-        tokens = {f"{part}_token": words.id_to_token(ids[0]) for part, ids in special.items() if part in PARTS}
+        control = words.get_added_tokens_decoder()  # a config.json may name ids that are plain words here
+        tokens = {
+            f"{p}_token": control[ids[0]].content for p, ids in special.items() if p in PARTS and ids[0] in control
+        }
         write_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **tokens})
     if special and "generation_config.json" not in files and model.kind in ("decoder", "encoder-decoder"):
         ends = {f"{part}_token_id": ids if len(ids) > 1 else ids[0] for part, ids in special.items() if part in ENDS}
