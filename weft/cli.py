@@ -295,7 +295,7 @@ def import_model(
 def export(
     run: RunPath,
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to write; new.", show_default=False)],
-    to: Annotated[str, typer.Option(help="hf: a model directory of the Hugging Face hub's form.")] = "hf",
+    to: Annotated[str, typer.Option(help="hf: a model directory of the Hugging Face hub's form; gguf; onnx.")] = "hf",
     merge: Annotated[bool, typer.Option("--merge", help="Put the adapter that was trained into the weights.")] = False,
     json: Json = False,
 ) -> None:

@@ -1,7 +1,7 @@
 """The wire format of protocol buffers, read strictly: just enough for ONNX files, and nothing is copied.
 
-    message = (key, value)*        key = field number << 3 | wire type
-    wire types   0 varint   1 eight bytes   2 length and bytes   5 four bytes
+message = (key, value)*        key = field number << 3 | wire type
+wire types   0 varint   1 eight bytes   2 length and bytes   5 four bytes
 """
 
 from __future__ import annotations

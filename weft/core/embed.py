@@ -71,6 +71,8 @@ class Input(nn.Module):
         """(1|B,T,D) of each token's place in its document. Raises WeftError past the end of a learned table."""
         if isinstance(config, c.Sinusoidal):
             return sinusoidal(layout.order, self.dim, config.theta)
+        if torch.compiler.is_exporting():  # no number is there to look at
+            return self.places(layout.order.long() + config.offset)
         needed = int(layout.index[0, -1]) + 1  # of one document; only if that is too many, look at the numbers
         if needed > config.length and (needed := int(layout.order.max()) + 1) > config.length:
             raise WeftError(
@@ -100,7 +102,7 @@ class Input(nn.Module):
         for media in tokens.media:
             if media.grid is not None:
                 table = interpolate(self.places.weight[config.before :], config, *media.grid)
-                x = put(x, media, table.repeat(len(media.at) // len(table), 1))
+                x = put(x, media, table.repeat(media.at.shape[0] // table.shape[0], 1))
                 continue
             if tokens.positions is None or tokens.positions.dim() != 3:
                 raise WeftError("A grid of positions needs the rows and columns of patches: `positions` (B,T,3).")
@@ -130,7 +132,8 @@ def items(media: Media, tokens: Tokens) -> tuple[Tensor, int]:
     """(N,) the number of the item (picture, sound) that each media token is of, and how many there are."""
     if media.grid is not None:
         size = media.grid[0] * media.grid[1]
-        return torch.arange(len(media.at), device=media.at.device) // size, len(media.at) // size
+        count = media.at.shape[0]
+        return torch.arange(count, device=media.at.device) // size, count // size
     if tokens.span is None:
         raise WeftError("Media need `span` numbers, so that each item is seen by itself.")
     row = media.at // tokens.ids.shape[1]

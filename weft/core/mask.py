@@ -91,7 +91,7 @@ def look(
     if plain and fresh and not isinstance(position, c.Alibi | c.RelativeBias):
         view.causal = True
         return view
-    if plain and len(q) == 1 and len(k) == int(q.index[0, -1]) + 1 and not isinstance(position, c.Alibi):
+    if plain and q.index.shape[1] == 1 and len(k) == int(q.index[0, -1]) + 1 and not isinstance(position, c.Alibi):
         return view  # one new token after all the others: it sees everything
     seen = visible(pattern, q, k)
     if seen is not None:

@@ -51,7 +51,7 @@ class AttentionPool(nn.Module):
         if tokens.document is not None:
             real = tokens.document > 0
             view.mask = additive((real | ~real.any(1, keepdim=True))[:, None], hidden.dtype)  # (B,1,1,T)
-        asking = self.probe.to(hidden.dtype).expand(len(hidden), 1, -1)
+        asking = self.probe.to(hidden.dtype).expand(hidden.shape[0], 1, -1)
         q = attn.split(attn.qkv(asking))[0].transpose(1, 2)  # (B,H,1,E)
         k, v = (t.transpose(1, 2) for t in attn.split(attn.qkv(hidden))[1:])  # (B,K,T,E)
         x = attn.out(attend(q, k, v, view, scale=attn.scale, layer=0, part="pool"))  # (B,1,D)
@@ -69,7 +69,7 @@ def pool(hidden: Tensor, tokens: Tokens, where: str) -> Tensor:
         return hidden[:, 0 if where == "first" else length - 1]
     real = (tokens.document > 0).int()
     at = real.argmax(1) if where == "first" else length - 1 - real.flip(1).argmax(1)
-    return hidden[torch.arange(len(at), device=at.device), at]
+    return hidden[torch.arange(at.shape[0], device=at.device), at]
 
 
 def at_token(hidden: Tensor, tokens: Tokens, token: int) -> Tensor:
@@ -77,7 +77,7 @@ def at_token(hidden: Tensor, tokens: Tokens, token: int) -> Tensor:
     here = tokens.ids == token
     if tokens.document is not None:
         here = here & (tokens.document > 0)
-    found = hidden[torch.arange(len(here), device=here.device), here.int().argmax(1)]
+    found = hidden[torch.arange(here.shape[0], device=here.device), here.int().argmax(1)]
     return torch.where(here.any(1, keepdim=True), found, pool(hidden, tokens, "last"))
 
 

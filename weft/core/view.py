@@ -120,7 +120,8 @@ class Layout:
 
     def count(self) -> Tensor:
         """(B,T) how many tokens of this layout each sees by looking back, itself included."""
-        if self.branch is None and self.document is not None:  # the same, at a cost that does not grow with T squared
+        exporting = torch.compiler.is_exporting()  # a written graph has no search, and its length is open
+        if self.branch is None and self.document is not None and not exporting:  # at a cost not squared in T
             found, at = self.document.sort(dim=1, stable=True)
             rank = torch.arange(1, len(self) + 1, device=at.device) - torch.searchsorted(found, found)
             return torch.empty_like(rank).scatter_(1, at, rank)
@@ -143,7 +144,7 @@ class Layout:
     def furthest(self, past: Layout, reached: Tensor) -> Tensor:
         """(B,T) the largest of `reached` (B,P) among the past tokens that each sees; -1 if it sees none."""
         seen = together(self, past)
-        reached = reached[:, None, :].expand(-1, len(self), -1)  # (B,P) -> (B,T,P)
+        reached = reached[:, None, :].expand(-1, self.index.shape[1], -1)  # (B,P) -> (B,T,P)
         return (reached if seen is None else reached.masked_fill(~seen, -1)).amax(-1)
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Layout:
