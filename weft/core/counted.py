@@ -191,6 +191,9 @@ class Markov(nn.Module):
     def __init__(self, config: c.MarkovConfig) -> None:
         super().__init__()
         self.config = config
+        self.start: nn.Parameter
+        self.move: nn.Parameter
+        self.emit: nn.Parameter
         shapes = {"start": (config.states,), "move": (config.states,) * 2, "emit": (config.states, config.vocab)}
         for name, shape in shapes.items():
             setattr(self, name, nn.Parameter(torch.zeros(shape), requires_grad=False))

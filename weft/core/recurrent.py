@@ -100,7 +100,7 @@ class Recurrent(nn.Module):
             if number:
                 x = self.drop(x)
             past = None if view.cache is None else view.cache.layers.get(number)
-            found = [cell(x, walk, past) for cell, walk in zip(layer, view.chains, strict=True)]
+            found = [cell(x, walk, past) for cell, walk in zip(layer.children(), view.chains, strict=True)]
             if view.cache is not None:
                 h, s = found[0]
                 view.cache.extend(number, h[:, None], s[:, None])  # (B,T,H) -> (B,1,T,H), as a head's key and value

@@ -162,15 +162,16 @@ class Encoder(nn.Module):
         super().__init__()
         self.config, self.tower = config, Tower(config.tower)
         self.bridge = make_bridge(config.bridge, config.tower.stack.dim, dim)
+        stack = config.tower.stack
+        self.layers = stack.depth + 1 + config.layer if isinstance(stack, c.StackConfig) else 0
 
     def forward(self, media: Media, tokens: Tokens, record: Recorder | None = None) -> Tensor:  # (M,F) -> (M,D)
         inner, at = alone(media, tokens, self.config.tower.input.opening, self.bridge.factor)
         layout = Layout.of(inner)
         x = self.tower.input(inner, layout)
         view = sight(self.config.tower.stack, x, layout, record=record)
-        plain = self.config.layer == -1 and self.config.normed
-        layers = None if plain else self.config.tower.stack.depth + 1 + self.config.layer
-        hidden = self.tower.stack(x, view) if plain else self.tower.stack(x, view, layers)
+        plain = (self.config.layer == -1 and self.config.normed) or not isinstance(self.config.tower.stack, c.StackConfig)
+        hidden = self.tower.stack(x, view) if plain else self.tower.stack(x, view, self.layers)
         return self.bridge(hidden.flatten(0, 1)[at])  # (n,T,D') -> (N,D') -> (M,D)
 
 
@@ -218,8 +219,11 @@ class EarlyFusion(nn.Module):
         super().__init__()
         self.config = config
         self.tower = Tower(config.tower)
-        make = lambda encoder: Picture if isinstance(encoder, c.PictureConfig) else Encoder
-        self.encoders = nn.ModuleDict({k: make(e)(e, config.tower.stack.dim) for k, e in config.encoders.items()})
+        dim = config.tower.stack.dim
+        self.encoders = nn.ModuleDict({
+            kind: Picture(e, dim) if isinstance(e, c.PictureConfig) else Encoder(e, dim)
+            for kind, e in config.encoders.items()
+        })  # fmt: skip
 
     def forward(
         self, tokens: Tokens, source: Encoded | None = None, cache: Cache | None = None, record: Recorder | None = None
