@@ -7,12 +7,16 @@ from pathlib import Path
 
 import pytest
 import sentencepiece
+import torch
 import transformers
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
 from tokenizers.implementations import BertWordPieceTokenizer, ByteLevelBPETokenizer
 
 from weft.convert import bytepair, pieces, tokenizer
 from weft.convert.gguf.read import read
+from weft.convert.gguf.types import KINDS
+from weft.convert.gguf.vocabulary import entries
+from weft.convert.gguf.write import write
 from weft.convert.pretrained import installed
 from weft.errors import ConvertError
 from weft.modalities.text import TextCodec
@@ -73,6 +77,14 @@ def test_sentencepiece(kind: str, options: dict, corpus: Path, tmp_path: Path) -
         assert ids == theirs.encode(text), text
         if theirs.unk_id() not in ids:  # theirs writes " ⁇ " for it
             assert ours.codec.decode(ids) == theirs.decode(ids)
+    if kind == "bpe" and options.get("byte_fallback"):  # Llama's kind, which a GGUF has a form for
+        path = tmp_path / "words.gguf"
+        tensor = {"token_embd.weight": (torch.ones(ours.codec.size + 9, 2), KINDS[0])}
+        write(path, {"general.architecture": "llama", **entries(ours, ours.codec.size + 9)}, tensor)
+        inside = tokenizer.of_gguf(read(path))
+        assert inside.roles["bos"] == theirs.bos_id() and inside.codec.size == ours.codec.size
+        for text in [*TEXTS, SPELLED]:
+            assert inside.codec.encode(text).tolist() == theirs.encode(text), text
     again = TextCodec(Tokenizer.from_str(ours.codec.tokenizer.to_str()))
     assert again.encode(SPELLED).tolist() == theirs.encode(SPELLED), "saved and loaded, it is as careful"
 

@@ -223,6 +223,39 @@ def test_lines_in_answers_out(folder: Path, capsys: pytest.CaptureFixture) -> No
         Terminal(converse(folder), io.StringIO("/rest\n"), io.StringIO()).run()
 
 
+class Person(io.StringIO):
+    """A terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_ctrl_c_stops_the_answer_only(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    talk, said = converse(folder, tokens=5), iter(["hello", "/nonsense", "and?", "x " * 300])
+    whole = talk.ask
+
+    def impatient(text: str):
+        pieces = whole(text)
+        yield next(pieces)
+        if text == "hello":
+            raise KeyboardInterrupt
+        yield from pieces
+
+    def person(prompt: str) -> str:
+        if (text := next(said, None)) is None:
+            raise EOFError
+        return text
+
+    monkeypatch.setattr(talk, "ask", impatient)
+    monkeypatch.setattr("builtins.input", person)
+    out = Person()
+    Terminal(talk, Person(), out).run()
+    told = capsys.readouterr().err
+    assert "[stopped]" in told and "no command '/nonsense'" in told and "there is room for" in told
+    assert [m["role"] for m in talk.messages] == ["user", "assistant"] * 2
+    assert talk.messages[1]["content"] and out.getvalue().startswith(talk.messages[1]["content"])
+
+
 def test_a_run_made_of_it_chats_alike(folder: Path, tmp_path: Path) -> None:
     run = weft.import_model(folder, tmp_path / "run")
     assert weft.chat(run.path, "hello", tokens=6) == weft.chat(folder, "hello", tokens=6)

@@ -49,22 +49,21 @@ class Conversation:
 
         However far the answer was read, that far it is remembered.
         """
-        self.messages.append({"role": "user", "content": text})
         answer = {"role": "assistant", "content": ""}
+        self.last, how, before = None, self.source, len(self.messages)
         try:
+            self.messages.append({"role": "user", "content": text})
             prompt = lay_ids([self.prompt()])
-        except WeftError:
-            self.messages.pop()
-            raise
-        self.messages.append(answer)
-        self.last = None
-        how = self.source
-        for _, piece, written in stream(how.model, how.tokenizer.codec, prompt, self.limits, self.sampling):
-            answer["content"] += piece
-            if written is not None:
-                self.last = Written(answer["content"], written.ids, written.reason)
-            if piece:
-                yield piece
+            self.messages.append(answer)
+            for _, piece, written in stream(how.model, how.tokenizer.codec, prompt, self.limits, self.sampling):
+                answer["content"] += piece
+                if written is not None:
+                    self.last = Written(answer["content"], written.ids, written.reason)
+                if piece:
+                    yield piece
+        finally:
+            if self.last is None and not answer["content"]:
+                del self.messages[before:]  # nothing came of it
 
     def prompt(self) -> Any:
         """Ids of the conversation; its oldest turns are left out where the context has no room for them."""

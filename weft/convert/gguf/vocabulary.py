@@ -26,14 +26,20 @@ def entries(saved: SavedTokenizer, vocab: int) -> dict[str, Any]:
     out: dict[str, Any] = {}
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
     if model["byte_fallback"]:
+        normal = json.dumps(tree["normalizer"])
+        if "Precompiled" in normal:
+            raise ConvertError("A GGUF of this architecture has no form for this tokenizer's table of normalisation.")
         ranks = {pair.replace(" ", "", 1): -float(rank) for rank, pair in reversed(list(enumerate(merges)))}
         out["tokenizer.ggml.model"] = "llama"
         out["tokenizer.ggml.scores"] = np.array([ranks.get(token, 0.0) for token in tokens], np.float32)
-        out["tokenizer.ggml.add_space_prefix"] = "Prepend" in json.dumps(tree["normalizer"]) or (
+        out["tokenizer.ggml.add_space_prefix"] = "Prepend" in normal or (
             '"prepend_scheme": "' in json.dumps(tree["pre_tokenizer"])
             and '"prepend_scheme": "never"' not in json.dumps(tree["pre_tokenizer"])
         )
+        out["tokenizer.ggml.remove_extra_whitespaces"] = " {2,}" in normal
         types = [pieces.BYTE if is_byte(t) and k == pieces.NORMAL else k for t, k in zip(tokens, types, strict=True)]
+        if model["unk_token"] in model["vocab"]:
+            types[model["vocab"][model["unk_token"]]] = pieces.UNKNOWN
     else:
         out["tokenizer.ggml.model"] = "gpt2"
         out["tokenizer.ggml.pre"] = way(tree)
