@@ -58,7 +58,7 @@ class Graph(nn.Module):
 
 
 def export_onnx(run: Run, folder: Path) -> Path:
-    """Write `model.onnx`. Raises MissingExtra without the libraries, ConvertError for a model that has no such graph."""
+    """Write `model.onnx`. Raises MissingExtra without the libraries, ConvertError for a model without such a graph."""
     for name in NEEDS:
         if importlib.util.find_spec(name) is None:
             raise MissingExtra(f"Writing ONNX (it needs {', '.join(NEEDS)})", "onnx")
@@ -131,7 +131,7 @@ def example(model: Model, rows: int, length: int) -> Example:
 
     stems = known_stems(body)
     if "image" in stems:
-        side, size = picture(stems["image"], body)
+        size = picture(stems["image"], body)
         add("pixel_values", torch.randn(rows, 3 if stems["image"].features % 3 == 0 else 1, size, size,
             generator=generator), batch=0)  # fmt: skip
     if isinstance(body, EncoderDecoder):
@@ -152,13 +152,13 @@ def example(model: Model, rows: int, length: int) -> Example:
     return Example(inputs, open)
 
 
-def picture(stem: c.Stem, body: nn.Module) -> tuple[int, int]:
-    """Sides of a patch and of a picture: as large as the table of positions says, else of 4 x 4 patches."""
+def picture(stem: c.Stem, body: nn.Module) -> int:
+    """The side of a picture: as large as the table of positions says, else of 4 x 4 patches."""
     channels = 3 if stem.features % 3 == 0 else 1
     side = math.isqrt(stem.features // channels)
     grids = [m.config.positions for m in body.modules() if isinstance(m, Input)]
     rows = next((grid.rows for grid in grids if isinstance(grid, c.Grid)), 4)
-    return side, rows * side
+    return rows * side
 
 
 def prove(model: Model, path: Path) -> float:

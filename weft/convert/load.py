@@ -63,7 +63,7 @@ def named(source: str | Path) -> Path:
 
 
 def foreign(source: str | Path) -> bool:
-    """Whether a source is there and no run that was trained here: it has no renderer, only what it was imported with."""
+    """Whether a source is there and no run that was trained here: it has no renderer, only what came with it."""
     path = Path(source)
     if not path.exists():
         return str(source) in PRETRAINED

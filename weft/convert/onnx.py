@@ -23,7 +23,6 @@ from weft.convert.hf import Imported
 from weft.convert.layouts import vit as layouts
 from weft.convert.protobuf import Value, fields, text, varint, view
 from weft.convert.weights import to_ours
-from weft.core import config as c
 from weft.errors import ConvertError
 from weft.model import build
 

@@ -27,6 +27,7 @@ from weft.families.whisper import NAMES, ORIGINAL
 from weft.model import build
 
 DISTRIBUTION, VERSION = "openai-whisper", "20250625"
+VOCABULARIES = (51864, 51865, 51866)  # English alone, multilingual, with Cantonese
 MULTILINGUAL = 51865  # ids from which on a vocabulary is the multilingual one
 CODES = (
     "en zh de es ru ko fr ja pt tr pl ca nl ar sv it id hi fi vi he uk el ms cs ro da hu ta no th ur hr bg lt la mi ml "
@@ -63,7 +64,7 @@ def load_whisper(path: str | Path, dtype: torch.dtype | None = torch.float32) ->
 def config(dims: Mapping[str, Any]) -> dict[str, Any]:
     """The sizes of an original file as the hub's config.json."""
     vocab = whole(dims, "n_vocab")
-    start = 50258 if vocab >= MULTILINGUAL else 50257
+    start = min(50258 if vocab >= MULTILINGUAL else 50257, vocab - 1)
     return {
         "architectures": ["WhisperForConditionalGeneration"],
         "model_type": "whisper",
@@ -96,7 +97,9 @@ def hub(name: str) -> str:
 
 
 def vocabulary_file(vocab: int) -> Path | None:
-    """Where a package has the vocabulary of so many ids; None where it is not installed."""
+    """Where a package has the vocabulary of so many ids; None where it is not installed, or no Whisper has so many."""
+    if vocab not in VOCABULARIES:
+        return None
     try:
         found = importlib.metadata.distribution(DISTRIBUTION)
     except importlib.metadata.PackageNotFoundError:
@@ -108,6 +111,10 @@ def vocabulary_file(vocab: int) -> Path | None:
 
 def vocabulary(vocab: int) -> Tokenizer:
     """The tokenizer of a Whisper of so many ids. Raises ConvertError where the package that has it is not installed."""
+    if vocab not in VOCABULARIES:
+        raise ConvertError(
+            f"No Whisper has a vocabulary of {vocab:,} ids; they have {', '.join(map(str, VOCABULARIES))}."
+        )
     path = vocabulary_file(vocab)
     if path is None:
         raise ConvertError(
