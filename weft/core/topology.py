@@ -163,15 +163,15 @@ class Encoder(nn.Module):
         self.config, self.tower = config, Tower(config.tower)
         self.bridge = make_bridge(config.bridge, config.tower.stack.dim, dim)
         stack = config.tower.stack
-        self.layers = stack.depth + 1 + config.layer if isinstance(stack, c.StackConfig) else 0
+        whole = config.layer == -1 and config.normed
+        self.layers = stack.depth + 1 + config.layer if isinstance(stack, c.StackConfig) and not whole else None
 
     def forward(self, media: Media, tokens: Tokens, record: Recorder | None = None) -> Tensor:  # (M,F) -> (M,D)
         inner, at = alone(media, tokens, self.config.tower.input.opening, self.bridge.factor)
         layout = Layout.of(inner)
         x = self.tower.input(inner, layout)
         view = sight(self.config.tower.stack, x, layout, record=record)
-        plain = (self.config.layer == -1 and self.config.normed) or not isinstance(self.config.tower.stack, c.StackConfig)
-        hidden = self.tower.stack(x, view) if plain else self.tower.stack(x, view, self.layers)
+        hidden = self.tower.stack(x, view) if self.layers is None else self.tower.stack(x, view, self.layers)
         return self.bridge(hidden.flatten(0, 1)[at])  # (n,T,D') -> (N,D') -> (M,D)
 
 
