@@ -27,8 +27,7 @@ TINY = 1e-30
 
 
 def walk(tokens: Tokens, cache: Cache | None, begin: Tensor, step: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """(B,T,W) states along documents, from `begin` (W,) where one starts: step(ids (n,), states before (n,W)) -> (n,W).
-    """
+    """(B,T,W) states along documents, each from `begin` (W,): step(ids (n,), states before (n,W)) -> (n,W)."""
     if tokens.media:
         raise WeftError(f"A counted model knows ids alone; {tokens.media[0].kind} came.")
     layout = Layout.of(tokens, *((None, 0) if cache is None else (cache.layout, cache.seen)))
