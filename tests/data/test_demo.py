@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections import Counter, defaultdict
 from itertools import combinations
 from pathlib import Path
@@ -182,3 +183,11 @@ def test_voices_that_are_not_there(tmp_path):
         synthesiser.speak("", Voice("en-us"))
     with pytest.raises(WeftError, match="Speech synthesis failed: eSpeak NG has no voice"):
         speak_all([Clip("a.flac", "a", Voice("xx-yy"))], tmp_path)
+
+
+def test_a_table_of_before_the_facts_were_renamed_is_taken(built, tmp_path):
+    shutil.copytree(built.parent, tmp_path / "old")
+    (tmp_path / "old" / "table.json").rename(tmp_path / "old" / "demo.json")
+    before = (tmp_path / "old" / "metadata.csv").stat().st_mtime_ns
+    assert demo.build(tmp_path / "old").stat().st_mtime_ns == before, "not built again"
+    assert (tmp_path / "old" / "table.json").is_file()
