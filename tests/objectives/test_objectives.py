@@ -172,3 +172,19 @@ def test_a_missing_source_is_said(objective: str) -> None:
         OBJECTIVES[objective](model("t5" if objective == "seq2seq" else "clip"), batch())
     with pytest.raises(WeftError, match="needs targets"):
         OBJECTIVES["next"](model("weft"), replace(batch(), targets=None))
+
+
+def test_twins_are_told_by_pictures_too() -> None:
+    from weft.core.view import Media
+    from weft.objectives.contrast import same
+
+    def rows(values: torch.Tensor, ids: list[list[int]]) -> Tokens:
+        at = torch.arange(len(ids))[:, None] * 3 + torch.tensor([1, 2])
+        return Tokens(torch.tensor(ids), media=(Media("image", values.flatten(0, 1), at.flatten()),))
+
+    picture = torch.randn(2, 4)
+    values = torch.stack((picture, picture + 1, picture))
+    ids = [[5, 0, 0], [5, 0, 0], [5, 9, 9]]  # what id stands at a media place is ignored
+    assert same(rows(values, ids)).tolist() == [[True, False, True], [False, True, False], [True, False, True]]
+    ids[2][0] = 6
+    assert not same(rows(values, ids))[0, 2], "the same picture, another marker"

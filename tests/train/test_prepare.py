@@ -183,3 +183,25 @@ def test_media_that_can_not_be_decoded_at_all_is_said_and_not_hidden(tmp_path):
     (tmp_path / "t.csv").write_text("\n".join(rows) + "\n")
     with pytest.raises(DataError, match=r"\.png"):
         p.prepare(recipe_of(tmp_path / "t.csv", "word:text -> image"), open_table(tmp_path / "t.csv"))
+
+
+@pytest.mark.parametrize(
+    ("family", "arrow", "side"),
+    [
+        ("clip", "caption <-> image", "right"),
+        ("siglip", "image <-> caption", "left"),
+        ("vit", "image -> kind:label", ""),
+    ],
+)
+def test_the_side_and_the_opening_of_media_follow_from_the_arrow(family: str, arrow: str, side: str) -> None:
+    rows = [
+        {"image": np.full((8, 8, 3), i * 20, np.uint8), "caption": f"picture {i}", "kind": "ab"[i % 2]}
+        for i in range(10)
+    ]
+    recipe = Recipe(arrows=(arrow,))
+    recipe = replace(recipe, model=replace(recipe.model, family=family, dim=32, depth=1, heads=2))
+    prepared = p.prepare(recipe, open_table(rows), quick=True)
+    topology = prepared.config.topology
+    tower = getattr(topology, side) if side else topology
+    assert set(tower.input.stems) == {"image"}
+    assert tower.input.opening == (prepared.renderer.vocabulary.marker("image"),)

@@ -57,7 +57,8 @@ def load_whisper(path: str | Path, dtype: torch.dtype | None = torch.float32) ->
         raise ConvertError(f"{path}: {error}") from error
     vocab = whole(dims, "n_vocab")
     tokenizer = vocabulary(vocab) if vocabulary_file(vocab) is not None else None
-    special = {} if tokenizer is None else {"eos": [tokenizer.token_to_id("<|endoftext|>")]}
+    end = None if tokenizer is None else tokenizer.token_to_id("<|endoftext|>")
+    special = {} if end is None else {"eos": [end]}
     return Imported(tree, read_in, raw, tokenizer=tokenizer, special=special)
 
 

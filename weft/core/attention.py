@@ -71,7 +71,8 @@ class Attention(nn.Module):
         if self.global_qkv is not None:
             qkv = [t.transpose(1, 2) for t in self.split(self.global_qkv(x))]  # (B,H|K,T,E)
         apart = replace(view, mask=marks.mask, causal=False, band=None, marked=None)
-        found = attend(marks.gather(qkv[0]), *qkv[1:], apart, scale=self.scale, layer=self.layer, part="globals")
+        q, k, v = qkv
+        found = attend(marks.gather(q), k, v, apart, scale=self.scale, layer=self.layer, part="globals")
         if view.record is not None:
             view.record.overlay(self.layer, marks.put)
         return marks.put(y, found)

@@ -43,7 +43,7 @@ def initialise(model: nn.Module, config: c.Init, seed: int | None = None) -> Non
             std = config.std or parameter[0].numel() ** -0.5
             fill(parameter, std * (residual if name.endswith(RESIDUAL) else 1.0), generator)
         elif name.endswith("score_bias"):
-            parameter.fill_(dual(model).config.bias)
+            parameter.fill_(dual(model).config.bias or 0.0)
         elif name.endswith("bias"):
             parameter.zero_()
         elif name.endswith("weight"):

@@ -92,7 +92,7 @@ def clip(
     left, right = (seen if side else text for side in has)
     words: c.Pool = "last" if end < 0 else c.AtToken(end)
     pools: list[c.Pool] = ["first" if side else words for side in has]
-    topology = c.DualEncoderConfig(left, right, width or want.dim, *pools)
+    topology = c.DualEncoderConfig(left, right, width or want.dim, pools[0], pools[1])
     return c.ModelConfig(topology, replace(want, language=False).tops(c.Language(want.vocab)), family="clip")
 
 
@@ -123,17 +123,16 @@ def siglip(
         c.TextInput(0 if bare else want.vocab, table, stems=want.stem(stem, size[0]), opening=opening),
         stack(kind, size, media_hidden, c.Full()),
     )
-    ask = c.AttentionPool(
-        c.Attention(size[2], bias=True, pattern=c.Full()),
-        seen.stack.feedforward,
-        kind.norm,  # type: ignore[arg-type]
-    )
+    feedforward = c.FeedForward(media_hidden or 4 * size[0], activation, bias=True)
+    ask = c.AttentionPool(c.Attention(size[2], bias=True, pattern=c.Full()), feedforward, kind.norm)
     has = sides(want, media)
     width = size[0] if any(has) else want.dim
     left, right = (seen if side else text for side in has)
     pools: list[c.Pool] = [ask if side else "last" for side in has]
     projects = [None if side else c.Project(bias=True) for side in has]
-    topology = c.DualEncoderConfig(left, right, width, *pools, 0.1, *projects, bias=-10.0)
+    topology = c.DualEncoderConfig(
+        left, right, width, pools[0], pools[1], 0.1, left_project=projects[0], right_project=projects[1], bias=-10.0
+    )
     return c.ModelConfig(topology, replace(want, language=False).tops(c.Language(want.vocab)), family="siglip")
 
 

@@ -48,7 +48,7 @@ def sigmoid(model: Model, batch: Batch) -> tuple[Tensor, Report]:
 
 def align(model: Model, batch: Batch) -> tuple[Tensor, Report]:
     """The loss that the model is made for: `sigmoid` where a learned number is added to its scores, else softmax."""
-    return (contrastive if model.config.topology.bias is None else sigmoid)(model, batch)
+    return (contrastive if model.body.score_bias is None else sigmoid)(model, batch)
 
 
 @dataclass

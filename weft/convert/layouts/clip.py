@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from weft.convert.layout import Layout, Raw, activation, activation_name, number, only, whole
+from weft.convert.layout import Layout, Raw, activation, activation_name, number, only, plain, whole
 from weft.convert.layouts.vit import square
 from weft.core import config as c
 from weft.errors import ConvertError
@@ -87,8 +87,8 @@ def read_siglip(raw: Raw) -> c.ModelConfig:
         raise ConvertError("A SigLIP whose text is not projected to the width of its pictures cannot compare them.")
     ask = c.AttentionPool(
         c.Attention(blocks.attention.heads, bias=True, pattern=c.Full()),
-        blocks.feedforward,
-        kind.norm,  # type: ignore
+        plain(blocks, "SigLIP", c.LayerNorm)[1],
+        kind.norm,
     )
     topology = c.DualEncoderConfig(left, right, blocks.dim, ask, "last", 0.1, None, c.Project(bias=True), bias=-10.0)
     return c.ModelConfig(topology, family="siglip")
@@ -96,17 +96,15 @@ def read_siglip(raw: Raw) -> c.ModelConfig:
 
 def tower(config: c.TowerConfig, raw: Raw) -> dict[str, Any]:
     """What a tower's object says of its blocks."""
-    blocks = config.stack
-    if not isinstance(blocks.feedforward, c.FeedForward) or not isinstance(blocks.norm, c.LayerNorm):
-        raise ConvertError("These layouts have one feed-forward part for all kinds of tokens, and layer norm.")
+    blocks, feedforward, norm = plain(config.stack, "A dual encoder", c.LayerNorm)
     return {
         **raw,
         "hidden_size": blocks.dim,
         "num_hidden_layers": blocks.depth,
         "num_attention_heads": blocks.attention.heads,
-        "intermediate_size": blocks.feedforward.hidden,
-        "hidden_act": activation_name(blocks.feedforward.activation, raw.get("hidden_act")),
-        "layer_norm_eps": blocks.norm.eps,
+        "intermediate_size": feedforward.hidden,
+        "hidden_act": activation_name(feedforward.activation, raw.get("hidden_act")),
+        "layer_norm_eps": norm.eps,
     }
 
 

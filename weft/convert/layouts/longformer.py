@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from weft.convert.layout import Layout, Raw, activation, activation_name, number, only, whole
+from weft.convert.layout import Layout, Raw, activation, activation_name, number, only, plain, whole
 from weft.convert.layouts.vit import classes
 from weft.core import config as c
 from weft.errors import ConvertError
@@ -72,12 +72,12 @@ def read(raw: Raw) -> c.ModelConfig:
 def write(config: c.ModelConfig, raw: Raw) -> dict[str, Any]:
     """Our tree -> LongformerConfig."""
     tower, name = config.topology, next(iter(config.heads), "")
-    if not isinstance(tower, c.TowerConfig) or not isinstance(tower.stack.attention.pattern, c.Window):
-        raise ConvertError("Longformer's layout is that of one tower with windows.")
-    stack, places = tower.stack, tower.input.positions
-    if not isinstance(places, c.Learned) or not isinstance(stack.feedforward, c.FeedForward):
-        raise ConvertError("Longformer's layout has learned positions, and one feed-forward part.")
-    if name not in HEADS or len(config.heads) > 1 or not isinstance(stack.norm, c.LayerNorm):
+    if not isinstance(tower, c.TowerConfig) or not isinstance(places := tower.input.positions, c.Learned):
+        raise ConvertError("Longformer's layout is that of one tower with learned positions.")
+    stack, feedforward, norm = plain(tower.stack, "Longformer", c.LayerNorm)
+    if not isinstance(pattern := stack.attention.pattern, c.Window):
+        raise ConvertError("Longformer's layout has windows.")
+    if name not in HEADS or len(config.heads) > 1:
         raise ConvertError(f"Longformer's layout has one head of {', '.join(filter(None, HEADS))}.")
     head = config.heads.get(name)
     labels = head.classes if isinstance(head, c.Classify | c.Tag) else 0
@@ -91,10 +91,10 @@ def write(config: c.ModelConfig, raw: Raw) -> dict[str, Any]:
         "hidden_size": stack.dim,
         "num_hidden_layers": stack.depth,
         "num_attention_heads": stack.attention.heads,
-        "intermediate_size": stack.feedforward.hidden,
-        "hidden_act": activation_name(stack.feedforward.activation, raw.get("hidden_act")),
-        "layer_norm_eps": stack.norm.eps,
-        "attention_window": [2 * stack.attention.pattern.left] * stack.depth,
+        "intermediate_size": feedforward.hidden,
+        "hidden_act": activation_name(feedforward.activation, raw.get("hidden_act")),
+        "layer_norm_eps": norm.eps,
+        "attention_window": [2 * pattern.left] * stack.depth,
         "max_position_embeddings": places.length + places.offset,
         "pad_token_id": places.offset - 1,
         "type_vocab_size": tower.input.segments,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from weft.convert.layout import Layout, Raw, activation, activation_name, number, only, whole
+from weft.convert.layout import Layout, Raw, activation, activation_name, number, only, plain, whole
 from weft.core import config as c
 from weft.errors import ConvertError
 from weft.families import vit as family
@@ -88,8 +88,9 @@ def shared(config: c.ModelConfig, raw: Raw, kind: str, names: dict[str, str]) ->
     tower = config.topology
     if not isinstance(tower, c.TowerConfig) or not isinstance(tower.input.positions, c.Grid):
         raise ConvertError(f"The layout of {kind} is that of one tower with a grid of positions (positions='grid').")
-    if set(tower.input.stems) != {"image"} or not isinstance(tower.stack.norm, c.LayerNorm):
-        raise ConvertError(f"The layout of {kind} takes pictures alone, and has layer norm.")
+    if set(tower.input.stems) != {"image"}:
+        raise ConvertError(f"The layout of {kind} takes pictures alone.")
+    stack, _, norm = plain(tower.stack, kind, c.LayerNorm)
     head = next(iter(config.heads), "")
     if head not in names or len(config.heads) > 1:
         raise ConvertError(f"The layout of {kind} has one head of {', '.join(filter(None, names))}, not {head!r}.")
@@ -102,14 +103,14 @@ def shared(config: c.ModelConfig, raw: Raw, kind: str, names: dict[str, str]) ->
         "architectures": [names[head]],
         "model_type": kind,
         **raw,
-        "hidden_size": tower.stack.dim,
-        "num_hidden_layers": tower.stack.depth,
-        "num_attention_heads": tower.stack.attention.heads,
+        "hidden_size": stack.dim,
+        "num_hidden_layers": stack.depth,
+        "num_attention_heads": stack.attention.heads,
         "image_size": tower.input.positions.rows * side,
         "patch_size": side,
         "num_channels": channels,
-        "qkv_bias": tower.stack.attention.bias,
-        "layer_norm_eps": tower.stack.norm.eps,
+        "qkv_bias": stack.attention.bias,
+        "layer_norm_eps": norm.eps,
         **({"id2label": kept or told, "label2id": {v: int(k) for k, v in (kept or told).items()}} if labels else {}),
     }
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weft.convert.layout import Layout, Raw, activation, activation_name, only, whole
+from weft.convert.layout import Layout, Raw, activation, activation_name, only, plain, whole
 from weft.core import config as c
 from weft.core.position import sinusoidal
 from weft.errors import ConvertError
@@ -65,15 +65,14 @@ def write(config: c.ModelConfig, raw: Raw) -> dict[str, Any]:
         "max_target_positions": places.length,
         "tie_word_embeddings": not isinstance(head, c.Language) or head.tied,
     }
-    for side, stack in (("encoder", both.encoder.stack), ("decoder", both.decoder.stack)):
-        if not isinstance(stack.feedforward, c.FeedForward):
-            raise ConvertError("Whisper's layout has one feed-forward part for all kinds of tokens.")
+    for side, part in (("encoder", both.encoder.stack), ("decoder", both.decoder.stack)):
+        stack, feedforward, _ = plain(part, "Whisper", c.LayerNorm)
         tree |= {
             f"{side}_layers": stack.depth,
             f"{side}_attention_heads": stack.attention.heads,
-            f"{side}_ffn_dim": stack.feedforward.hidden,
+            f"{side}_ffn_dim": feedforward.hidden,
         }
-        tree["activation_function"] = activation_name(stack.feedforward.activation, raw.get("activation_function"))
+        tree["activation_function"] = activation_name(feedforward.activation, raw.get("activation_function"))
     return tree
 
 
