@@ -359,7 +359,9 @@ def media_sides(types: dict[str, ColumnType], arrows: Sequence[Arrow]) -> tuple[
 def opened(topology: Any, markers: Sequence[Any]) -> Any:
     """The topology with the markers of `media_sides` as what stands before media that come without ids."""
     if isinstance(topology, DualEncoderConfig):
-        towers = {side: opened(getattr(topology, side), [m]) for side, m in zip(("left", "right"), markers, strict=True)}
+        towers = {
+            side: opened(getattr(topology, side), [m]) for side, m in zip(("left", "right"), markers, strict=True)
+        }
         return replace(topology, **towers)
     marker = next((m for m in markers if m not in ("", None)), None)
     if marker is None:
