@@ -317,5 +317,5 @@ def test_a_key_may_hold_an_arrow() -> None:
         "model.lora.dora=true", 'train.freeze=["blocks.0"]', 'train.options.keep_text="plain.txt"',
         'model.guide.teacher="runs/t"',
     ]  # fmt: skip
-    with pytest.raises(weft.WeftError, match="--lora: 'rnk=3' means nothing. Did you mean 'rank'"):
+    with pytest.raises(weft.WeftError, match=r"--lora: 'rnk=3' means nothing\. Did you mean 'rank'"):
         adapting("x", "rnk=3")

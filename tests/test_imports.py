@@ -33,7 +33,7 @@ def test_importing_weft_loads_nothing_heavy() -> None:
         ("weft.core.topology", {"core", "errors"}),
         ("weft.families", {"core", "errors", "families"}),
         ("weft.model", {"core", "errors", "heads", "model"}),
-        ("weft.objectives", {"core", "data", "errors", "heads", "model", "objectives"}),
+        ("weft.objectives", {"core", "data", "errors", "heads", "model", "objectives", "recipe"}),
     ],
 )
 def test_a_room_loads_only_those_below_it(module: str, rooms: set[str]) -> None:

@@ -20,7 +20,7 @@ ROOMS: dict[str, set[str]] = {
     "data": {"core", "modalities", "arrows"},
     "heads": {"core"},
     "model": {"core", "heads", "families"},
-    "objectives": {"core", "heads", "model", "data.batch", "adapt.lora"},
+    "objectives": {"core", "heads", "model", "data.batch"},
     "run": {"core", "modalities", "families", "arrows", "data", "model", "heads", "adapt", "train.checkpoint"},
     "adapt": {"core", "modalities", "families", "arrows", "heads", "model", "convert", "run"},
     "convert": {"core", "modalities", "families", "heads", "model", "run"},

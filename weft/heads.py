@@ -5,6 +5,8 @@ Shape letters:  D width  V vocabulary  C classes; heads work on any leading shap
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -68,8 +70,10 @@ class Classify(nn.Module):
 
 
 def beside(config: c.Head, hidden: Tensor, tokens: Tokens) -> Tensor:
-    """(B,T,D) -> (B,T,D'): what the head reads at each token. The tokens after it, or the mean of its document's others,
-    stand beside it where the head wants them."""
+    """(B,T,D) -> (B,T,D'): what the head reads at each token.
+
+    The tokens after it, or the mean of its document's others, stand beside it where the head wants them.
+    """
     if not isinstance(config, c.Classify) or (config.tokens == 1 and not config.mean):
         return hidden
     if not config.mean:
@@ -118,7 +122,8 @@ class Told(nn.Module):
 
     def __init__(self, body: nn.Module) -> None:
         super().__init__()
-        self.scores = body.scores  # a method, so that the body is no part of the head
+        scores: Callable[[Tensor], Tensor] = body.scores  # type: ignore[assignment]
+        self.scores = scores  # a method, so that the body is no part of the head
 
     def forward(self, hidden: Tensor) -> Tensor:
         return self.scores(hidden)

@@ -129,10 +129,10 @@ class Model(nn.Module):
         input_ids (B,T), attention_mask (B,T) 1 real 0 padding; pixel_values (B,C,H,W) and input_features
         (B,frames,mels), or (B,mels,frames) for Whisper, stand before the ids, whose hidden states and logits are
         answered; without ids the model's own opening (a class token) stands first. global_attention_mask (B,T) 1: a
-        global token (Longformer). decoder_input_ids, decoder_attention_mask (B,T') of an encoder-decoder. token_type_ids
-        (B,T) rows of the segment table. labels: (B,T) or (B,T'), -100 untrained, shifted here for a decoder; (B,) for a
-        classification head; (B,2) first and last token for a span head. A dual encoder answers (B,B) scores, images or
-        sounds by texts; of one side alone its unit vectors, as `hidden`.
+        global token (Longformer). decoder_input_ids, decoder_attention_mask (B,T') of an encoder-decoder.
+        token_type_ids (B,T) rows of the segment table. labels: (B,T) or (B,T'), -100 untrained, shifted here for a
+        decoder; (B,) for a classification head; (B,2) first and last token for a span head. A dual encoder answers
+        (B,B) scores, images or sounds by texts; of one side alone its unit vectors, as `hidden`.
         """
         if self.kind == "dual":
             return self.pair(input_ids, attention_mask, pixel_values, input_features)

@@ -453,8 +453,10 @@ def _loose(hint: Any, raw: str) -> Any:
     """What is not TOML, but can be understood: `.5`, `True`, a text or one item of a list without quotes."""
     if typing.get_origin(hint) is tuple:
         return [raw]
-    if hint is bool and raw in ("True", "False"):
+    if hint in (bool, object) and raw in ("True", "False"):
         return raw == "True"
+    if hint is object and re.fullmatch(r"[+-]?(\d*\.\d+|\d+\.)([eE][+-]?\d+)?", raw):
+        return float(raw)  # an option of the family's, which knows its type
     if hint is float:
         try:
             return float(raw)

@@ -50,9 +50,9 @@ def make(case: str) -> torch.nn.Module:
         sizes = {"hidden_size": 36, "num_attention_heads": 6, "num_key_value_heads": 3, "intermediate_size": 20}
         words = transformers.Qwen2Config(vocab_size=VOCAB, num_hidden_layers=1, tie_word_embeddings=True, **sizes)
         config = transformers.LlavaConfig(
-            vision_config=transformers.CLIPVisionConfig(**eyes, hidden_act="gelu"), text_config=words, image_token_index=IMAGE,
-            vision_feature_layer=-3, projector_hidden_act="relu", multimodal_projector_bias=False,
-            tie_word_embeddings=True,
+            vision_config=transformers.CLIPVisionConfig(**eyes, hidden_act="gelu"), text_config=words,
+            image_token_index=IMAGE, vision_feature_layer=-3, projector_hidden_act="relu",
+            multimodal_projector_bias=False, tie_word_embeddings=True,
         )  # fmt: skip
         return transformers.LlavaForConditionalGeneration(config)
     title = {"smolvlm": "SmolVLM", "idefics3": "Idefics3"}[case]

@@ -55,6 +55,34 @@ def test_the_resolved_config_is_the_golden_one(name: str) -> None:
     assert text == file.read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize(
+    ("family", "option", "value", "said"),
+    [
+        ("weft", "dropout", ".5", "option dropout of the family weft is '.5' (str); expected a number"),
+        ("weft", "per_modality", 1, "is 1 (int); expected true or false"),
+        ("llama", "kv_heads", 2.0, "is 2.0 (float); expected a whole number"),
+        ("llama", "window", True, "is True (bool); expected a whole number"),
+        ("gpt", "stem", 3, "is 3 (int); expected a text"),
+        ("clip", "media_size", [8, 1], "expected a list of 3: a whole number, a whole number, a whole number"),
+        ("cnn", "windows", [3, "4"], "expected a list, each a whole number"),
+        ("gpt", "drop", 0.1, "has no option 'drop'. Did you mean 'dropout'"),
+    ],
+)
+def test_an_option_of_another_type_is_named(family: str, option: str, value: object, said: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        families.make(family, vocab=9, length=8, options={option: value})
+    assert said in str(caught.value)
+
+
+def test_options_as_toml_gives_them_are_taken() -> None:
+    make = lambda name, **options: families.make(name, vocab=9, length=8, options=options)
+    assert make("weft", theta=500) == make("weft", theta=500.0)
+    assert make("cnn", windows=[2, 3]) == make("cnn", windows=(2, 3))
+    assert make("clip", media_size=[32, 1, 2]) == make("clip", media_size=(32, 1, 2))
+    for family in families.FAMILIES.values():
+        assert family.typed({}) == {}
+
+
 def test_cost_of_a_token() -> None:
     model = build(families.published("gpt2"), device="meta")
     found = summary(model, 1024)

@@ -17,10 +17,10 @@ from weft.arrows.types import ColumnType, Label
 from weft.errors import ArrowError, nearest
 
 KINDS = {  # kind of model -> families of it, for messages
-    "decoder": "weft, gpt, llama, dalle, rnn, ngram, hmm",
-    "encoder": "bert, vit, birnn, cnn",
-    "encoder-decoder": "t5",
-    "dual": "clip",
+    "decoder": "weft, gpt, llama, llava, smolvlm, dalle, rnn, ngram, hmm",
+    "encoder": "bert, vit, longformer, cnn, birnn",
+    "encoder-decoder": "t5, whisper",
+    "dual": "clip, siglip",
 }
 
 

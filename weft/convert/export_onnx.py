@@ -152,7 +152,7 @@ def example(model: Model, rows: int, length: int) -> Example:
     return Example(inputs, open)
 
 
-def picture(stem: c.Stem, body: nn.Module) -> int:
+def picture(stem: c.Stem | c.PictureConfig, body: nn.Module) -> int:
     """The side of a picture: as large as the table of positions says, else of 4 x 4 patches."""
     channels = 3 if stem.features % 3 == 0 else 1
     side = math.isqrt(stem.features // channels)

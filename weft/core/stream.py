@@ -102,9 +102,11 @@ def opening(body: nn.Module, kind: str) -> tuple[int, ...]:
     return next((config.opening for config in inputs if kind in config.stems), (0,))
 
 
-def known_stems(body: nn.Module) -> dict[str, c.Stem]:
+def known_stems(body: nn.Module) -> dict[str, c.Stem | c.PictureConfig]:
     """The stems of a model, of its inputs and of its encoders of items."""
-    found = {kind: stem for m in body.modules() if isinstance(m, Input) for kind, stem in m.config.stems.items()}
+    found: dict[str, c.Stem | c.PictureConfig] = {}
+    for module in body.modules():
+        found |= module.config.stems if isinstance(module, Input) else {}
     if isinstance(body, EarlyFusion):
         found |= {kind: encoder.stem for kind, encoder in body.config.encoders.items()}
     return found
@@ -122,7 +124,7 @@ def image(pixels: Tensor, features: int) -> Item:
     return Item("image", values, grid.to(pixels.device), max(down, right), (down, right))
 
 
-def sound(frames: Tensor, stem: c.Stem) -> Item:
+def sound(frames: Tensor, stem: c.Stem | c.PictureConfig) -> Item:
     """(B,frames,mels) -> (B,N,stack*mels): frames side by side, the last token filled with silence (-1).
 
     A frame stem takes (B,mels,frames) as well, as Whisper's own features are.

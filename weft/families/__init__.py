@@ -10,10 +10,27 @@ from weft.families import bert, clip, cnn, counted, dalle, gpt, llama, llava, lo
 from weft.families import weft as native
 from weft.families.family import Family, Wanted
 
-MODULES = (native, gpt, llama, bert, t5, vit, clip, llava, smolvlm, rnn, whisper, longformer, cnn, dalle)
-SECOND = (rnn.BOTH, clip.SIGLIP_FAMILY)  # of a module that has two
-BESIDE = (rnn.BOTH, clip.SIGLIP_FAMILY, counted.NGRAM, counted.MARKOV)  # second families of a file
-FAMILIES: dict[str, Family] = {f.name: f for f in (*(module.FAMILY for module in MODULES), *BESIDE)}
+ALL = (
+    native.FAMILY,
+    gpt.FAMILY,
+    llama.FAMILY,
+    bert.FAMILY,
+    t5.FAMILY,
+    vit.FAMILY,
+    clip.FAMILY,
+    clip.SIGLIP_FAMILY,
+    llava.FAMILY,
+    smolvlm.FAMILY,
+    whisper.FAMILY,
+    longformer.FAMILY,
+    dalle.FAMILY,
+    cnn.FAMILY,
+    rnn.FAMILY,
+    rnn.BOTH,
+    counted.NGRAM,
+    counted.MARKOV,
+)
+FAMILIES: dict[str, Family] = {family.name: family for family in ALL}
 
 
 def make(
@@ -40,19 +57,16 @@ def make(
     Raises RecipeError for a family, option or size that cannot be, with the nearest name.
     """
     family = FAMILIES[known(name)]
-    allowed = family.options
-    for option in options or {}:
-        if option not in allowed:
-            raise RecipeError(f"The family {name} has no option {option!r}.{nearest(option, allowed)}")
+    options = family.typed(options or {})
     default = next(iter(family.sizes.values()))
     dim, depth = dim or default[0], depth or default[1]
     heads = heads or _heads(dim, default)
-    if dim % heads and not (options or {}).get("head_dim"):
+    if dim % heads and not options.get("head_dim"):
         raise RecipeError(f"A width of {dim} cannot be shared by {heads} heads. Take a multiple of {heads}.")
     if language is None:
         language = not (family.kind == "encoder" and labels)
     want = Wanted(vocab, length, dim, depth, heads, dict(stems or {}), dict(labels or {}), language, dict(codes or {}))
-    return family.make(want, options or {})
+    return family.make(want, options)
 
 
 def published(name: str) -> ModelConfig:

@@ -1,7 +1,7 @@
 """DALL-E.
 
-ids    ── table ─(+)─ positions by order ──────┐
-codes  ── table ─(+)─ row ─(+)─ column ────────┴─ [ x + attention(norm(x)) ; x + ffn(norm(x)) ] x depth ── norm ── table^T
+ids    ── table ─(+)─ positions by order ───┐
+codes  ── table ─(+)─ row ─(+)─ column ─────┴─ [ x + attention(norm(x)) ; x + ffn(norm(x)) ] x depth ── norm ── table^T
           32 x 32 of a picture, made by a codec
 """
 

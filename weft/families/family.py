@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+import types
+import typing
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -91,8 +93,23 @@ class Family:
         taken = inspect.signature(self.config).parameters.values()
         return tuple(p.name for p in taken if p.kind is p.KEYWORD_ONLY)
 
+    def typed(self, options: dict[str, Any]) -> dict[str, Any]:
+        """The options as their annotations want them. Raises RecipeError for a name or a type that is not known."""
+        allowed, found = self.options, {}
+        hints = typing.get_type_hints(self.choices or self.config)
+        for name, value in options.items():
+            if name not in allowed:
+                raise RecipeError(f"The family {self.name} has no option {name!r}.{nearest(name, allowed)}")
+            found[name] = fitting(hints[name], value)
+            if found[name] is UNFIT:
+                raise RecipeError(
+                    f"The option {name} of the family {self.name} is {value!r} ({type(value).__name__}); "
+                    f"expected {spelled(hints[name])}."
+                )
+        return found
+
     def make(self, want: Wanted, options: dict[str, Any]) -> c.ModelConfig:
-        """Its config tree for what is wanted and some options by name."""
+        """Its config tree for what is wanted and some options by name, `typed`."""
         if self.choices is not None:
             return self.config(want, choices=self.choices(**options))
         return self.config(want, **options)
@@ -101,6 +118,37 @@ class Family:
     def difference(self) -> str:
         """How it differs from GPT-2, in the words of its function."""
         return " ".join((self.config.__doc__ or "").split())
+
+
+UNFIT = object()  # no value of an option
+
+
+def fitting(hint: Any, value: Any) -> Any:
+    """`value` as an annotation wants it: 1 is 1.0 to a float, a list a tuple; UNFIT where it is of another type."""
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return next((found for one in inner if (found := fitting(one, value)) is not UNFIT), UNFIT)
+    if origin in (tuple, Sequence):
+        kinds = inner[:1] * len(value) if isinstance(value, list | tuple) and origin is Sequence else inner
+        if not isinstance(value, list | tuple) or len(value) != len(kinds):
+            return UNFIT
+        found = tuple(fitting(kind, item) for kind, item in zip(kinds, value, strict=True))
+        return UNFIT if UNFIT in found else found
+    if hint is float and type(value) is int:
+        return float(value)
+    return value if type(value) is hint else UNFIT
+
+
+def spelled(hint: Any) -> str:
+    """An annotation in words."""
+    origin, inner = typing.get_origin(hint), [one for one in typing.get_args(hint) if one is not type(None)]
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(map(spelled, inner))
+    if origin is Sequence:
+        return f"a list, each {spelled(inner[0])}"
+    if origin is tuple:
+        return f"a list of {len(inner)}: {', '.join(map(spelled, inner))}"
+    return {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}[hint]
 
 
 def published(length: int, **shared: Any) -> Callable[..., Published]:

@@ -12,6 +12,7 @@ Sources: Laurençon et al. 2024, section 3.2; Marafioti et al. 2025.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,12 +32,10 @@ class Tiles:
     rows: int
     columns: int
 
-    def pixels(
-        self, mean: tuple[float, float, float] = (0.5,) * 3, std: tuple[float, float, float] = (0.5,) * 3
-    ) -> np.ndarray:
+    def pixels(self, mean: Sequence[float] = (0.5,) * 3, std: Sequence[float] = (0.5,) * 3) -> np.ndarray:
         """(n,3,tile,tile) float32, as the model's `pixel_values` of one row."""
         stacked = np.stack(self.pictures).astype(np.float32) / 255
-        return ((stacked - np.float32(mean)) / np.float32(std)).transpose(0, 3, 1, 2)
+        return ((stacked - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)).transpose(0, 3, 1, 2)
 
     def text(self, places: int) -> str:
         """What stands for the picture in the prompt; each tile takes so many `places` (pixels / patch / factor)^2."""
@@ -52,7 +51,7 @@ def tiles(image: np.ndarray, tile: int = 364, longest: int = 4 * 364) -> Tiles:
     """(H,W,3) uint8 -> tiles. Raises RecipeError for sizes that cannot be."""
     if not 0 < tile <= longest:
         raise RecipeError(f"Tiles of {tile} pixels do not fit into a longest side of {longest}.")
-    image = lanczos(image, *within(*image.shape[:2], longest))
+    image = lanczos(image, *within(image.shape[0], image.shape[1], longest))
     height, width = image.shape[:2]
     ratio = width / height
     if width >= height:

@@ -7,22 +7,22 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from weft.adapt import lora
 from weft.errors import RecipeError, WeftError
-from weft.model import Model
+from weft.model import Model, outlet
 from weft.recipe import GuideRecipe
 
 
 @dataclass
 class Guide:
-    """reference: a frozen copy of the start, None where taking the adapter off gives it."""
+    """reference: a frozen copy of the start, None where taking the adapter off gives it; `bare` does, for a block."""
 
     recipe: GuideRecipe
     reference: Model | None = None
     teacher: Model | None = None
+    bare: Callable[[Model], contextlib.AbstractContextManager[None]] | None = None
 
 
 def refer(model: Model) -> Model | None:
@@ -45,10 +45,12 @@ def reference(model: Model) -> Iterator[Model]:
     if guide.reference is not None:
         yield guide.reference
         return
+    if guide.bare is None:
+        raise WeftError("There is neither a frozen copy of the start nor a way to take the adapter off.")
     training = model.training
     model.eval()
     try:
-        with lora.using(model, ""):
+        with guide.bare(model):
             yield model
     finally:
         model.train(training)
@@ -73,6 +75,4 @@ def teach(model: Model, teacher: Model, recipe: GuideRecipe) -> Model:
 
 def width(model: Model) -> int:
     """D of what the heads read."""
-    from weft.model import outlet
-
     return outlet(model.body)[0].config.dim

@@ -40,7 +40,7 @@ SAVING = 120.0  # seconds between checkpoints, where the recipe does not say
 
 @dataclass(frozen=True)
 class Forecast:
-    """seconds: of the whole training; memory: bytes at the peak, 0 if unknown; step: seconds of one; tokens: real ones per second."""
+    """seconds: of all steps; memory: bytes at the peak, 0 if unknown; step: seconds of one; tokens: real, a second."""
 
     seconds: float
     memory: int

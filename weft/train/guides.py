@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from weft.adapt import lora
 from weft.arrows.vocabulary import Vocabulary
 from weft.errors import RecipeError
 from weft.model import Model
@@ -23,7 +24,7 @@ def guided(model: Model, recipe: Recipe, prepared: Prepared, device: torch.devic
         return model
     if prefers and prepared.base is None:
         raise RecipeError(f"'{prefers[0]}' moves a model that can answer already: name it with --from (model.source).")
-    guide = Guide(recipe.model.guide)
+    guide = Guide(recipe.model.guide, bare=lambda one: lora.using(one, ""))
     if recipe.model.guide.teacher:
         teacher = teacher_of(recipe.model.guide.teacher, prepared.renderer.vocabulary, model)
         guide.teacher = teach(model, teacher, recipe.model.guide).to(device)
