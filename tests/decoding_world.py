@@ -74,8 +74,10 @@ def make_model(
     return randomise(build(make(family, **size, stems=stems, labels=labels), seed=0), seed)
 
 
-def make_predictor(family: str = "weft", length: int = 44, labels: dict | None = None, seed: int = 2) -> Predictor:
-    renderer = make_renderer()
+def make_predictor(
+    family: str = "weft", length: int = 44, labels: dict | None = None, seed: int = 2, arrows: Sequence[str] = ARROWS
+) -> Predictor:
+    renderer = make_renderer(arrows)
     run = SimpleNamespace(renderer=renderer, recipe=Recipe(train=TrainRecipe(length=length)))
     predictor = Predictor.__new__(Predictor)
     predictor.run, predictor.renderer, predictor.length, predictor.half = run, renderer, length, False

@@ -11,7 +11,7 @@ from weft.arrows.grammar import parse_all
 from weft.data.pack import Part, collate, flatten
 from weft.errors import WeftError
 from weft.generate.predict import Predictor
-from weft.generate.reread import default, readings, reverse
+from weft.generate.reread import readings, reverse
 from weft.generate.sample import Sampling
 
 ARROWS = parse_all(["image -> caption", "2* caption -> image", "image, question -> answer", "caption -> question"])
@@ -24,10 +24,9 @@ def test_the_reverse_arrow_is_the_one_with_the_same_two_columns() -> None:
     assert reverse(ARROWS, 3) is None, "nothing leads back from question to caption"
 
 
-def test_only_pictures_are_drawn_at_a_temperature() -> None:
-    assert default("image", True).tries > 1
-    assert default("image", False).tries == 1, "without a reader there is nothing to try again for"
-    assert default("text", True) == Sampling()
+def test_only_pictures_are_drawn_at_a_temperature(predictor) -> None:
+    assert predictor.default(predictor.find("text -> image")).tries > 1
+    assert predictor.default(predictor.find("image -> text")) == Sampling()
     with pytest.raises(WeftError, match="tries"):
         Sampling(tries=0)
 

@@ -193,6 +193,9 @@ class Bench:
         guesses = baselines.guesses(self.training(number), self.neighbourhood(number), here, self.describe)
         for name, guess in guesses.items():
             measured.baselines[name] = self._lines(rows, expected, [str(value) for value in guess])
+        if self._decoding(arrow).composed:
+            values = [answer.value for answer in self.predictor.produce(number, here.records, Sampling())]
+            measured.baselines["directly"] = self._lines(rows, expected, values)
         for column in arrow.inputs:
             if len(arrow.inputs) > 1 and self.types[column.name].name in MEDIA:
                 some = np.sort(np.random.default_rng(self.seed).permutation(len(rows))[:SHUFFLED])

@@ -22,9 +22,10 @@ from weft.adapt.shelf import Shelf
 from weft.arrows.sample import Sample
 from weft.convert.load import foreign
 from weft.errors import ArrowError, DataError, WeftError, nearest
+from weft.generate.compose import detour
 from weft.generate.decode import Rule, decode, finished, precision, steps
 from weft.generate.prompt import begun, identity, lay, shared
-from weft.generate.reread import SURE, default, readings, reverse
+from weft.generate.reread import SURE, TRIES, readings, reverse
 from weft.generate.sample import Draws, Sampling, choose
 from weft.generate.transcribe import sound_of, transcribe
 from weft.run import Run
@@ -132,9 +133,17 @@ class Predictor:
         return found
 
     def default(self, arrow: int) -> Sampling:
-        """How an arrow is decoded when nothing is said."""
-        kind = self.renderer.columns[self.renderer.arrows[arrow].output].name
-        return default(kind, reverse(self.renderer.arrows, arrow) is not None)
+        """How an arrow is decoded when nothing is said.
+
+        The likeliest picture is an empty one (wherever a shape may begin, background is likelier), so pictures are
+        drawn as the model says, and drawn again where its reverse arrow can tell that it failed. Everything else is
+        greedy; a label that can also be had by way of another column is answered from both.
+        """
+        arrows = self.renderer.arrows
+        kind = self.renderer.columns[arrows[arrow].output].name
+        if kind == "image":
+            return Sampling(temperature=1.0, tries=TRIES if reverse(arrows, arrow) is not None else 1)
+        return Sampling(composed=kind == "label" and detour(arrows, arrow) is not None)
 
     def _produced(
         self,
@@ -146,36 +155,70 @@ class Predictor:
     ) -> list[Produced]:
         column = self.renderer.arrows[arrow].output
         samples = self.prompts(arrow, records, rows)
-        draws = None if sampling.greedy else Draws([identity(sample) for sample in samples], sampling.seed)
+        names = [identity(sample) for sample in samples]
+        if sampling.greedy:  # equal prompts have equal answers
+            first = {name: i for i, name in reversed(list(enumerate(names)))}
+            distinct = sorted(first.values())
+            place = {names[i]: n for n, i in enumerate(distinct)}
+            back = [place[name] for name in names]
+            samples, records, draws = [samples[i] for i in distinct], [records[i] for i in distinct], None
+        else:
+            back, draws = list(range(len(samples))), Draws(names, sampling.seed)
         if self.renderer.columns[column].name == "label":
-            ids = self._labels(column, samples, sampling, draws)
+            ids = self._labels(arrow, samples, records, sampling, draws)
             ended = [True] * len(ids)
         else:
             ids, ended = self._decoded(column, samples, sampling, draws, batch or BATCH)
         values = self.renderer.values(column, ids) if ids else []
-        return [Produced(*one) for one in zip(values, ids, ended, strict=True)]
+        found = [Produced(*one) for one in zip(values, ids, ended, strict=True)]
+        return [found[i] for i in back]
 
     # ------------------------------------------------------------------------------------------------ labels
 
-    @torch.no_grad()
-    def _labels(self, column: str, samples: list[Sample], sampling: Sampling, draws: Draws | None) -> list[np.ndarray]:
+    def _labels(
+        self,
+        arrow: int,
+        samples: list[Sample],
+        records: Sequence[Mapping[str, Any]],
+        sampling: Sampling,
+        draws: Draws | None,
+    ) -> list[np.ndarray]:
         """One id per sample, without decoding: the label is read where the prompt ends."""
+        column = self.renderer.arrows[arrow].output
         if self.model.kind == "encoder-decoder":
             rule = Rule.of(self.renderer, column, 3, 2)
             return self._batched(samples, rule, sampling, draws, BATCH)
-        ids: list[np.ndarray] = [np.zeros(0, np.int64)] * len(samples)
-        block = self.renderer.vocabulary.block(f"label:{column}")
-        legal = torch.from_numpy(np.array(self.renderer.legal(column).mask, dtype=bool)).to(self.device)
-        head = f"label:{column}"
+        likely = self._choices(column, samples)
+        if sampling.composed:
+            heard, other = self._composed(arrow, records)
+            likely[heard] = torch.logaddexp(likely[heard], other) - np.log(2)
+        chosen = choose(likely, sampling, None if draws is None else draws.next())
+        return list((chosen + self.renderer.vocabulary.block(f"label:{column}").start).numpy()[:, None])
+
+    @torch.no_grad()
+    def _choices(self, column: str, samples: list[Sample]) -> torch.Tensor:
+        """(n,C) log probabilities of the labels, on the CPU."""
+        head, block = f"label:{column}", self.renderer.vocabulary.block(f"label:{column}")
+        likely = torch.empty(len(samples), len(block))
         for which, hidden in self._read(samples, head):
-            uniform = None if draws is None else draws.only(which).next()
             if self.model.kind == "encoder":
-                chosen = choose(self.model.logits(hidden, head), sampling, uniform) + block.start
+                logits = self.model.logits(hidden, head)
             else:
-                chosen = choose(self.model.logits(hidden), sampling, uniform, legal=legal)
-            for number, label in zip(which, chosen.cpu().numpy(), strict=True):
-                ids[number] = np.array([label])
-        return ids
+                logits = self.model.logits(hidden)[:, block.start : block.stop]  # (m,V) -> (m,C)
+            likely[torch.from_numpy(which)] = logits.float().log_softmax(-1).cpu()
+        return likely
+
+    def _composed(self, arrow: int, records: Sequence[Mapping[str, Any]]) -> tuple[list[int], torch.Tensor]:
+        """Log probabilities (m,C) of the labels by way of another column, and the numbers of the m records that have
+        one: where nothing was heard there is nothing to go on from. Raises ArrowError where no arrows lead there.
+        """
+        way = detour(self.renderer.arrows, arrow)
+        if way is None:
+            raise ArrowError(f"No two arrows of this run lead where '{self.renderer.arrows[arrow]}' does.")
+        told = self._produced(way.first, [{way.given: r[way.given]} for r in records], Sampling(), 0, None)
+        heard = [i for i, one in enumerate(told) if str(one.value).strip()]
+        others = [{**records[i], way.column: told[i].value} for i in heard]
+        return heard, self._choices(self.renderer.arrows[arrow].output, self.prompts(way.second, others))
 
     def _read(self, samples: list[Sample], head: str) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
         """Numbers of samples, and the hidden state (m,D) each is answered from."""

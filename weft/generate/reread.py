@@ -17,7 +17,6 @@ import numpy as np
 
 from weft.arrows.grammar import Arrow
 from weft.data.sources import open_table
-from weft.generate.sample import Sampling
 from weft.generate.teach import teach
 
 if TYPE_CHECKING:
@@ -25,15 +24,6 @@ if TYPE_CHECKING:
 
 TRIES = 16
 SURE = math.log(0.98)  # a reading this likely is not doubted
-
-
-def default(kind: str, reversible: bool) -> Sampling:
-    """How a column of type `kind` is decoded when nothing is said.
-
-    The likeliest picture is an empty one (wherever a shape may begin, background is likelier), so pictures are drawn as
-    the model says, and drawn again where it can tell that it failed. Everything else is greedy.
-    """
-    return Sampling(temperature=1.0, tries=TRIES if reversible else 1) if kind == "image" else Sampling()
 
 
 def reverse(arrows: Sequence[Arrow], number: int) -> int | None:

@@ -34,6 +34,7 @@ class Sampling:
     repetition   divide positive logits of tokens already produced by this, multiply negative ones (Keskar et al. 2019)
     seed         draws repeat with the same seed
     tries        draw at most so often until the run's reverse arrow surely reads what was asked; keep the likeliest
+    composed     average a label's probabilities with those that two other arrows of the run give (generate/compose.py)
     """
 
     temperature: float = 0.0
@@ -43,6 +44,7 @@ class Sampling:
     repetition: float = 1.0
     seed: int = 0
     tries: int = 1
+    composed: bool = False
 
     def __post_init__(self) -> None:
         checks = [
