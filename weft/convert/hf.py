@@ -78,11 +78,6 @@ class Imported:
         return model.eval()
 
 
-def is_hf(folder: Path) -> bool:
-    """Whether a directory looks like one of these."""
-    return (folder / CONFIG).is_file() and "model_type" in read_config(folder)
-
-
 def load_hf(folder: str | Path, dtype: torch.dtype | None = torch.float32) -> Imported:
     """Read a directory. dtype: what floating tensors become; None: as they are stored.
 

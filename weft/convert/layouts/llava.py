@@ -28,17 +28,7 @@ def read(raw: Raw) -> c.ModelConfig:
     seen = c.TextInput(
         1, c.Grid(size // patch, size // patch), norm=norm, stems={"image": c.LinearStem(features, bias=False)}
     )
-    stack = c.StackConfig(
-        dim,
-        depth,
-        c.Attention(whole(eyes, "num_attention_heads", default=12), bias=True, pattern=c.Full()),
-        c.FeedForward(
-            whole(eyes, "intermediate_size", default=3072),
-            activation(eyes, "hidden_act", default="quick_gelu"),
-            bias=True,
-        ),
-        norm,
-    )
+    stack = looking(eyes, (dim, depth, 12), "quick_gelu", norm)
     bridge = c.MlpBridge(
         words.topology.stack.dim,
         activation(raw, "projector_hidden_act", default="gelu"),
@@ -47,6 +37,16 @@ def read(raw: Raw) -> c.ModelConfig:
     token = whole(raw, "image_token_index", "image_token_id", default=32000)
     encoder = c.ItemEncoder(c.TowerConfig(seen, stack), bridge, layer=layer, normed=False, token=token)
     return c.ModelConfig(c.EarlyFusionConfig(words.topology, {"image": encoder}), words.heads, family="llava")
+
+
+def looking(eyes: Raw, size: tuple[int, int, int], act: str, norm: c.LayerNorm) -> c.StackConfig:
+    """The stack of a vision_config. size: width, depth, heads by default; act: the activation by default."""
+    dim, depth, heads = size
+    attention = c.Attention(whole(eyes, "num_attention_heads", default=heads), bias=True, pattern=c.Full())
+    inner = whole(eyes, "intermediate_size", default=3072)
+    return c.StackConfig(
+        dim, depth, attention, c.FeedForward(inner, activation(eyes, "hidden_act", default=act), bias=True), norm
+    )
 
 
 def write(config: c.ModelConfig, raw: Raw) -> dict[str, Any]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from weft.convert.layout import Layout, Raw, activation, number, only, whole
-from weft.convert.layouts.llava import part, pieces, seen, words_of, words_written
+from weft.convert.layout import Layout, Raw, number, only, whole
+from weft.convert.layouts.llava import looking, part, pieces, seen, words_of, words_written
 from weft.core import config as c
 from weft.errors import ConvertError
 from weft.families.smolvlm import NAMES
@@ -22,17 +22,7 @@ def read(raw: Raw) -> c.ModelConfig:
     factor = whole(raw, "scale_factor", default=2)
     if size // patch % factor:
         raise ConvertError(f"{size // patch} patches a side do not divide by scale_factor {factor}.")
-    stack = c.StackConfig(
-        dim,
-        whole(eyes, "num_hidden_layers", default=12),
-        c.Attention(whole(eyes, "num_attention_heads", default=16), bias=True, pattern=c.Full()),
-        c.FeedForward(
-            whole(eyes, "intermediate_size", default=3072),
-            activation(eyes, "hidden_act", default="gelu_pytorch_tanh"),
-            bias=True,
-        ),
-        norm,
-    )
+    stack = looking(eyes, (dim, whole(eyes, "num_hidden_layers", default=12), 16), "gelu_pytorch_tanh", norm)
     grid = c.Grid(size // patch, size // patch, before=0)
     tower = c.TowerConfig(c.TextInput(0, grid, stems={"image": c.LinearStem(3 * patch**2)}, opening=()), stack)
     token = whole(raw, "image_token_id", default=128257)
