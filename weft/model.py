@@ -18,7 +18,7 @@ from weft.core.init import initialise
 from weft.core.record import Recorder
 from weft.core.slot import Slot, reads_ahead
 from weft.core.stream import stream
-from weft.core.topology import MODULES, Concat, DualEncoder, EarlyFusion, Encoded, EncoderDecoder, Tower, within
+from weft.core.topology import FUSED, MODULES, Concat, DualEncoder, Encoded, EncoderDecoder, Tower, within
 from weft.core.view import Tokens
 from weft.errors import WeftError, nearest
 from weft.heads import beside, loss, make_head, outputs
@@ -189,7 +189,7 @@ def kind(topology: c.Topology) -> str:
         return "dual"
     if isinstance(topology, c.NGramConfig | c.MarkovConfig):
         return "decoder"
-    stack = topology.tower.stack if isinstance(topology, c.EarlyFusionConfig) else topology.stack
+    stack = topology.tower.stack if isinstance(topology, c.Fusion) else topology.stack
     return "encoder" if reads_ahead(stack) else "decoder"
 
 
@@ -201,7 +201,7 @@ def outlet(body: nn.Module) -> tuple[Any, Any]:
         return body.stack, body.target.table
     if isinstance(body, EncoderDecoder):
         body = body.decoder
-    elif isinstance(body, EarlyFusion):
+    elif isinstance(body, FUSED):
         body = body.tower
     elif isinstance(body, DualEncoder):
         body = body.left

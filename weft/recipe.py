@@ -59,6 +59,9 @@ class ModelRecipe:
     source: str = ""  # weights that it starts from: a run, a model directory, a weight file or a pretrained name
     lora: LoraRecipe = field(default_factory=LoraRecipe)
     guide: GuideRecipe = field(default_factory=GuideRecipe)
+    parts: dict[str, str] = field(default_factory=dict)  # image | audio -> the source whose encoder takes it in
+    fusion: str = "early"  # of the parts: early (in place) | concat (in front) | cross (looked across to)
+    bridge: str = "mlp"  # from a part to the language model: mlp | resample (learned queries)
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,8 @@ class ImageRecipe:
     codebook: int = 512
     codec_steps: int = 0  # training steps of the codec; 0: as many as its share of the minutes allows, then saved here
     augment: float = 0.0  # random shift of training inputs, as a share of the size
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)  # taken from red, green, blue in [0,1]; of a model's part: its own
+    std: tuple[float, ...] = (0.5, 0.5, 0.5)  # what they are then divided by
 
 
 @dataclass(frozen=True)
@@ -85,6 +90,7 @@ class AudioRecipe:
     codec_steps: int = 0  # as above
     augment: float = 0.0  # random shift of training inputs along the bands, as a share of them
     seconds: float = 30.0  # longest sound; longer ones are listed, not cut
+    scale: str = "fixed"  # of the log-mel: fixed | whisper (by the loudest frame); of a model's part: its own
 
 
 @dataclass(frozen=True)
@@ -182,6 +188,9 @@ RULES: dict[str, Rule] = {
     "model.guide.share": SHARE,
     "model.guide.hidden": _at_least(0),
     "model.guide.beta": POSITIVE,
+    "model.parts.*": Rule(lambda v: v != "", "a pretrained name, a run or a model directory"),
+    "model.fusion": _one_of("early", "concat", "cross"),
+    "model.bridge": _one_of("mlp", "resample"),
     "train.parts.*": Rule(lambda v: v > 0, "more than 0; what is not to be trained is named in train.freeze"),
     "text.vocabulary": Rule(lambda v: v == 0 or v >= 256, "0 (decided by the text) or at least 256, the bytes"),
     "image.size": POSITIVE,
@@ -190,6 +199,9 @@ RULES: dict[str, Rule] = {
     "image.codebook": _at_least(2),
     "image.codec_steps": _at_least(0),
     "image.augment": Rule(lambda v: 0 <= v < 1, "a share from 0 to less than 1"),
+    "image.mean": Rule(lambda v: len(v) == 3, "three numbers, of red, green and blue"),
+    "image.std": Rule(lambda v: len(v) == 3 and min(v) > 0, "three numbers over 0, of red, green and blue"),
+    "audio.scale": _one_of("fixed", "whisper"),
     "audio.mels": Rule(lambda v: 1 <= v <= 201, "1 to 201"),
     "audio.stack": POSITIVE,
     "audio.hop": POSITIVE,
@@ -236,6 +248,9 @@ def validate(recipe: Recipe) -> Recipe:
         raise RecipeError(
             f"image.patch is {recipe.image.patch} and image.size {recipe.image.size}: one patch at least has to fit"
         )
+    for kind in recipe.model.parts:
+        if kind not in ("image", "audio"):
+            raise RecipeError(f"model.parts.{kind}: parts encode image or audio.{nearest(kind, ('image', 'audio'))}")
     if recipe.split.validation + recipe.split.test >= 1:
         raise RecipeError(
             f"split.validation {recipe.split.validation:g} and split.test {recipe.split.test:g} leave nothing to train "

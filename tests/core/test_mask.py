@@ -232,7 +232,7 @@ def test_an_additive_mask_is_zero_or_minus_infinity_in_the_dtype_of_the_queries(
 
 def test_across_sees_the_source_document_of_the_same_number_and_padding_stays_finite() -> None:
     target, source = layout(4, document=[1, 2, 2, 0]), layout(3, document=[1, 1, 2])
-    mask = across(c.Attention(1), target, source, torch.zeros(1, 3, 4), dtype=torch.float32).mask
+    mask = across(target, source, torch.zeros(1, 3, 4), dtype=torch.float32).mask
     assert mask is not None
     wanted = picture("1 1 .\n. . 1\n. . 1\n1 1 1")
     assert torch.equal((mask[0, 0] == 0).int(), wanted.int())

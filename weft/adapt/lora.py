@@ -17,7 +17,7 @@ import contextlib
 import math
 import re
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from weft.adapt.patterns import matched
 from weft.core.attention import Attention, CrossAttention
 from weft.core.feedforward import FeedForward
+from weft.core.fuse import Encoder
 from weft.core.layers import Linear
 from weft.core.stack import Stack
 from weft.errors import RecipeError, nearest
@@ -163,13 +164,17 @@ def linear_parts(model: nn.Module) -> dict[str, tuple[tuple[str, int], ...]]:
     }
 
 
-def targets(model: nn.Module, patterns: Sequence[str]) -> dict[str, tuple[str, ...]]:
+def targets(model: nn.Module, patterns: Sequence[str], new: Collection[str] = ()) -> dict[str, tuple[str, ...]]:
     """Path -> the parts of it that some pattern means: "attn.qkv" all three, "attn.qkv.v" one, "all" the stacks'.
+
+    "all" leaves out encoders of items: they are named by a pattern of their own. So are `new` parameters, which train
+    as they are.
 
     Raises RecipeError for a pattern that fits nothing.
     """
-    parts = linear_parts(model)
+    parts = {path: of for path, of in linear_parts(model).items() if f"{path}.weight" not in new}
     inside = {id(m) for stack in model.modules() if isinstance(stack, Stack) for m in stack.modules()}
+    inside -= {id(m) for encoder in model.modules() if isinstance(encoder, Encoder) for m in encoder.modules()}
     full = {f"{path}.{part}" if part != WHOLE else path: (path, part) for path in parts for part, _ in parts[path]}
     said = [pattern for pattern in patterns if pattern != ALL]
     found = {full[name] for name in matched(said, full, "lora target")}
@@ -185,8 +190,8 @@ def targets(model: nn.Module, patterns: Sequence[str]) -> dict[str, tuple[str, .
 # ------------------------------------------------------------------------------------------------ adapters on a model
 
 
-def attach(model: nn.Module, lora: Lora, name: str = DEFAULT, seed: int = 0) -> list[str]:
-    """Lay a new adapter beside every target and use it. Returns the paths.
+def attach(model: nn.Module, lora: Lora, name: str = DEFAULT, seed: int = 0, new: Collection[str] = ()) -> list[str]:
+    """Lay a new adapter beside every target and use it. Returns the paths. new: parameters that train as they are.
 
     A starts as in Hu et al.'s code (uniform, fan_in^-1/2), the same numbers for the same seed and path; B at zero.
     Raises RecipeError for a target that fits nothing, or a rank that means nothing.
@@ -194,7 +199,7 @@ def attach(model: nn.Module, lora: Lora, name: str = DEFAULT, seed: int = 0) -> 
     if lora.rank < 1:
         raise RecipeError(f"The rank of an adapter is {lora.rank}; expected 1 or more.")
     sizes = linear_parts(model)
-    for path, parts in targets(model, lora.target).items():
+    for path, parts in targets(model, lora.target, new).items():
         delta = place(model, path, name, dict.fromkeys(parts, lora.rank), sizes[path], lora)
         matrix = cast(LoraLinear, model.get_submodule(path))
         start = 0

@@ -43,6 +43,7 @@ class Source:
     codecs      of a run of weft's
     template    Jinja text of its chat template, or ""
     told, files what an export needs to write it back
+    fresh       parameters of the config that are in no weights and start anew (bridges between joined parts)
     """
 
     name: str
@@ -55,6 +56,7 @@ class Source:
     template: str = ""
     told: dict[str, Any] = field(default_factory=dict)
     files: dict[str, Path] = field(default_factory=dict)
+    fresh: tuple[str, ...] = ()
 
     @property
     def kind(self) -> str:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -113,7 +113,7 @@ def with_stems(topology: c.Topology, stems: Mapping[str, c.Stem]) -> c.Topology:
         return replace(topology, input=replace(topology.input, stems={**topology.input.stems, **stems}))
     if isinstance(topology, c.EncoderDecoderConfig):
         return replace(topology, encoder=with_stems(topology.encoder, stems))  # type: ignore[arg-type]
-    if isinstance(topology, c.EarlyFusionConfig):
+    if isinstance(topology, c.Fusion):
         return replace(topology, tower=with_stems(topology.tower, stems))  # type: ignore[arg-type]
     if isinstance(topology, c.ConcatConfig):
         return replace(topology, source=replace(topology.source, stems={**topology.source.stems, **stems}))
@@ -125,7 +125,7 @@ def known_stems(tree: Any) -> dict[str, Any]:
     if isinstance(tree, c.TextInput):
         return {kind: one.stem if isinstance(one, c.PictureConfig) else one for kind, one in tree.stems.items()}
     found: dict[str, Any] = {}
-    if isinstance(tree, c.EarlyFusionConfig):
+    if isinstance(tree, c.Fusion):
         found |= {kind: encoder.stem for kind, encoder in tree.encoders.items()}
     if dataclasses.is_dataclass(tree):
         for f in dataclasses.fields(tree):
@@ -136,7 +136,7 @@ def known_stems(tree: Any) -> dict[str, Any]:
 def width(config: c.ModelConfig) -> int:
     """D of the stream that media come into."""
     topology = config.topology
-    if isinstance(topology, c.EarlyFusionConfig):
+    if isinstance(topology, c.Fusion):
         topology = topology.tower
     if isinstance(topology, c.EncoderDecoderConfig):
         topology = topology.encoder
@@ -157,11 +157,18 @@ def longest(config: c.ModelConfig) -> int:
 
 @torch.no_grad()
 def grow(
-    state: Mapping[str, Tensor], source: c.ModelConfig, target: c.ModelConfig, *, seed: int, words: bool = True
+    state: Mapping[str, Tensor],
+    source: c.ModelConfig,
+    target: c.ModelConfig,
+    *,
+    seed: int,
+    words: bool = True,
+    fresh: Collection[str] = (),
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """The source's weights for the target's config: (all of the target's, names of those that the source lacks).
 
     words  the source's table is of text
+    fresh  parameters that the source is known to lack
     Raises RecipeError for a part of the body that does not fit.
     """
     model = build(target, seed)
@@ -171,7 +178,7 @@ def grow(
     for name, parameter in model.named_parameters():
         there = state.get(name)
         if there is None:
-            if not (name.startswith("heads.") or ".stems." in name):
+            if not (name.startswith("heads.") or ".stems." in name or name in fresh):
                 raise RecipeError(f"The source has no {name}, which its config asks for. Is it damaged?")
             new.append(name)
             out[name] = parameter.detach()
@@ -215,7 +222,7 @@ def adapt(model: Model, recipe: Recipe, start: Start | None) -> None:
     if start is None:
         raise RecipeError("model.lora adapts weights that are there: name them with --from (model.source).")
     split_rows(model, rows(model.config) - start.rows)
-    lora.attach(model, lora.Lora.of(recipe.model.lora), seed=recipe.seed)
+    lora.attach(model, lora.Lora.of(recipe.model.lora), seed=recipe.seed, new=start.new)
     names = [name for name, _ in model.named_parameters()]
     freeze.keep_only(model, [n for n in names if n in start.new or n.rpartition(".")[2] == "rows" or ".adapters." in n])
 

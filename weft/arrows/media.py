@@ -246,9 +246,18 @@ class Reader:
         return image.open_image(source)
 
     def mel(self, source: Any, key: str) -> np.ndarray:
-        """(T,M) float32, for the audio codec and the frames."""
+        """(T,M) float32, for the audio codec."""
+        return self._mel(source, key, "fixed")
+
+    def _mel(self, source: Any, key: str, scale: str) -> np.ndarray:
+        """(T,M) float32 by a scale of the recipe's."""
         promised = self.frames(source, key)
-        found = audio.log_mel(audio.open_audio(source), self.sounds.mels)
+        wave = audio.open_audio(source)
+        if scale == "whisper":
+            found = audio.whisper_mel(wave, self.sounds.mels, pad=max(-len(wave) % audio.HOP, audio.WINDOW - len(wave)))
+            found = found[: -(-len(wave) // audio.HOP)]
+        else:
+            found = audio.log_mel(wave, self.sounds.mels)
         if len(found) != promised:
             raise DataError(
                 f"{key}: its header promises {promised * audio.HOP / audio.RATE:.2f} s of sound, and "
@@ -261,11 +270,13 @@ class Reader:
         return image.fit(image.open_image(source), self.pictures.size, self.pictures.patch)
 
     def _patches(self, pixels: np.ndarray) -> Features:
-        found = image.patches(pixels, self.pictures.patch)
+        found = image.patches(pixels, self.pictures.patch, self.pictures.mean, self.pictures.std)
         return Features(found.values, self._grid(("image", *pixels.shape[:2]), found.positions), float(found.advance))
 
     def _frames(self, source: Any, key: str) -> Features:
-        found = audio.frames(self.mel(source, key), self.sounds.stack)
+        mel = self._mel(source, key, self.sounds.scale)
+        silence = -1.0 if self.sounds.scale == "fixed" else float(mel.min())
+        found = audio.frames(mel, self.sounds.stack, silence)
         return Features(
             found.values, self._grid(("audio", len(found.values)), found.positions), float(math.ceil(found.advance))
         )

@@ -35,6 +35,7 @@ CODES = (
     "yi lo uz fo ht ps tk nn mt sa lb my bo tl mg as tt haw ln ha ba jw su yue"
 )
 LANGUAGES = CODES.split()  # in the order of their tokens
+PREPROCESSING = {"feature_extractor_type": "WhisperFeatureExtractor"}
 STEPS = 1501  # time tokens: 0.00 to 30.00 seconds
 
 
@@ -59,7 +60,7 @@ def load_whisper(path: str | Path, dtype: torch.dtype | None = torch.float32) ->
     tokenizer = vocabulary(vocab) if vocabulary_file(vocab) is not None else None
     end = None if tokenizer is None else tokenizer.token_to_id("<|endoftext|>")
     special = {} if end is None else {"eos": [end]}
-    return Imported(tree, read_in, raw, tokenizer=tokenizer, special=special)
+    return Imported(tree, read_in, raw, tokenizer=tokenizer, special=special, preprocessing=PREPROCESSING)
 
 
 def config(dims: Mapping[str, Any]) -> dict[str, Any]:

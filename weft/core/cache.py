@@ -11,6 +11,7 @@ Shape letters:  B rows  K kv heads  T new tokens  S cached tokens  E features of
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,6 +32,7 @@ class Growing:
         self.layout: Layout | None = None
         self.seen = 0  # tokens that have arrived
         self.layers: dict[int, KeyValue] = {}
+        self.source: Any = None  # what the words look across to, once encoded (CrossFusion)
         self.rooms: dict[int, KeyValue] = {}  # the memory that `layers` look into, with space left at its end
 
     def arrive(self, new: Layout) -> Layout:
@@ -68,6 +70,7 @@ class Growing:
         """Keep these rows, in this order (beams; rows that are done)."""
         if self.layout is not None:
             self.layout = self.layout.map(lambda t: t if t.shape[0] == 1 else t[rows])
+        self.source = None if self.source is None else self.source.select(rows)
         self.layers = {i: (k[rows], v[rows]) for i, (k, v) in self.layers.items()}
 
 

@@ -13,9 +13,21 @@ A choice with its own numbers is its own type, so an illegal combination cannot 
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
+from weft.core.meet import Bridge as Bridge
+from weft.core.meet import (
+    ConcatFusionConfig,
+    CrossFusionConfig,
+    EarlyFusionConfig,
+    Fusion,
+    GatedCross,
+    ItemEncoder,
+    MlpBridge,
+    ResampleBridge,
+    ShuffleBridge,
+)
 from weft.core.others import ConvolveConfig, MarkovConfig, NGramConfig, PictureConfig, RecurrentConfig, Told
 from weft.errors import RecipeError, nearest
 
@@ -245,7 +257,7 @@ class StackConfig:
     feedforward: FeedForward | PerModality
     norm: LayerNorm | RMSNorm | PerModality
     order: str = "pre"
-    cross: Attention | None = None
+    cross: Attention | GatedCross | None = None
     cross_every: int = 1
     source: int = 0
     dropout: float = 0.0
@@ -339,61 +351,6 @@ class EncoderDecoderConfig:
 
 
 @dataclass(frozen=True)
-class MlpBridge:
-    """D' -> hidden -> D, the main width, for each token by itself (LLaVA 1.5)."""
-
-    hidden: int
-    activation: str = "gelu"
-    bias: bool = True
-
-
-@dataclass(frozen=True)
-class ShuffleBridge:
-    """factor x factor neighbouring patches side by side, and one matrix: fewer tokens than patches (SmolVLM).
-
-    A token of the main stream then brings a square of factor * p pixels, which is cut into patches of p here.
-    """
-
-    factor: int
-    bias: bool = False
-
-
-Bridge = MlpBridge | ShuffleBridge
-
-
-@dataclass(frozen=True)
-class ItemEncoder:
-    """Continuous items through a tower of their own, each item by itself, then a bridge to the main width.
-
-    tower   its input has one stem, and opens each item as `TextInput.opening` says; what comes of that is not passed on
-    layer   -1: all blocks and the last norm. -2: all but the last block, and no norm (LLaVA); and so on
-    normed  False: layer -1 is taken without the last norm
-    token   id that stands at its places where others write a stream as ids alone; -1: none
-    """
-
-    tower: TowerConfig
-    bridge: Bridge
-    layer: int = -1
-    normed: bool = True
-    token: int = -1
-
-    @property
-    def stem(self) -> Stem:
-        """The stem as seen from the main stream: a shuffled token brings all patches of its square."""
-        (stem,) = self.tower.input.stems.values()
-        squares = self.bridge.factor**2 if isinstance(self.bridge, ShuffleBridge) else 1
-        return replace(stem, features=stem.features * squares)
-
-
-@dataclass(frozen=True)
-class EarlyFusionConfig:
-    """Encoded items take the place of their placeholders in one stream (LLaVA)."""
-
-    tower: TowerConfig
-    encoders: dict[str, ItemEncoder | PictureConfig]
-
-
-@dataclass(frozen=True)
 class ConcatConfig:
     """Source, then target, each with its own input, one after the other through one stack (DALL-E, PaliGemma)."""
 
@@ -449,7 +406,7 @@ class DualEncoderConfig:
 
 
 Counted = NGramConfig | MarkovConfig
-Topology = TowerConfig | EncoderDecoderConfig | EarlyFusionConfig | ConcatConfig | DualEncoderConfig | Counted
+Topology = TowerConfig | EncoderDecoderConfig | Fusion | ConcatConfig | DualEncoderConfig | Counted
 
 # ---------------------------------------------------------------------------------------------------- heads, model
 
@@ -543,9 +500,9 @@ TYPES: dict[str, type] = {
         RecurrentConfig, ConvolveConfig, PictureConfig, NGramConfig, MarkovConfig, Told, Learned, Grid, CodeGrid,
         Sinusoidal, Interpolate, Stretch, Yarn, Rope, RelativeBias, Alibi, Full, Causal, Prefix, Window, LayerNorm,
         RMSNorm, PerModality, Attention, FeedForward, StackConfig, LinearStem, MlpStem, ConvStem, FrameStem,
-        TextInput, TowerConfig, EncoderDecoderConfig, MlpBridge, ShuffleBridge, ItemEncoder, EarlyFusionConfig,
-        ConcatConfig, AtToken, AttentionPool, Project, DualEncoderConfig, Language, Classify, Tag, Span, Pooler, Init,
-        ModelConfig,
+        TextInput, TowerConfig, EncoderDecoderConfig, MlpBridge, ShuffleBridge, ResampleBridge, ItemEncoder,
+        EarlyFusionConfig, ConcatFusionConfig, CrossFusionConfig, GatedCross, ConcatConfig, AtToken, AttentionPool,
+        Project, DualEncoderConfig, Language, Classify, Tag, Span, Pooler, Init, ModelConfig,
     )
 }  # fmt: skip
 

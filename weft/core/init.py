@@ -46,6 +46,8 @@ def initialise(model: nn.Module, config: c.Init, seed: int | None = None) -> Non
             parameter.fill_(dual(model).config.bias or 0.0)
         elif name.endswith("bias"):
             parameter.zero_()
+        elif name.endswith("_gate"):
+            parameter.zero_()  # shut: tanh(0)
         elif name.endswith("weight"):
             parameter.fill_(1.0)
         elif name.endswith("sharpness"):

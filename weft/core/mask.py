@@ -44,6 +44,7 @@ class View:
     around    of convolutions: the document of each token (B,T), numbered through all rows, and where each begins
     kinds     for PerModality: per kind, text first, the places (n,) of its tokens in the flattened (B*T)
     memory    (B,S,D) what the cross attention looks at
+    found     (1|B,T,1) bool: who sees anything of it; None: all
     across    the view of the cross attention; its keys and values may be `kept`
     cache     what came before; record: who wants the weights
     """
@@ -58,6 +59,7 @@ class View:
     around: tuple[Tensor, Tensor] | None = None
     kinds: Sequence[Tensor] = ()
     memory: Tensor | None = None
+    found: Tensor | None = None
     across: View | None = None
     cache: Cache | None = None
     kept: Cross | None = None
@@ -107,10 +109,10 @@ def together_is_all(q: Layout, k: Layout) -> bool:
     return q.document is None and k.document is None and k.branch is None
 
 
-def across(attention: c.Attention, q: Layout, source: Layout, memory: Tensor, *, dtype: torch.dtype) -> View:
+def across(q: Layout, source: Layout, memory: Tensor, *, dtype: torch.dtype) -> View:
     """The view of a decoder's cross attention: each document upon the source document of its number."""
     seen = visible(c.Full(), q, source)
     if seen is None:
         return View(memory=memory)
     lost = ~seen.any(-1, keepdim=True)  # padding looks at everything, so that its softmax is finite
-    return View(additive(seen | lost, dtype), memory=memory)
+    return View(additive(seen | lost, dtype), memory=memory, found=~lost)

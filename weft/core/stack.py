@@ -34,7 +34,10 @@ class Block(nn.Module):
         self.post = config.order == "post"
         self.attn, self.attn_norm = Attention(config.attention, dim, layer), block_norm(config)
         self.crosses = False
-        if config.cross is not None and layer % config.cross_every == 0:
+        self.across = None
+        if isinstance(config.cross, c.GatedCross) and layer % config.cross_every == 0:
+            self.across = GatedCross(config, config.cross, layer)
+        elif isinstance(config.cross, c.Attention) and layer % config.cross_every == 0:
             self.crosses = True
             self.cross = CrossAttention(config.cross, dim, config.source or dim, layer)
             self.cross_norm, self.cross_scale = block_norm(config), make_scale(config)
@@ -43,6 +46,8 @@ class Block(nn.Module):
         self.drop = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
 
     def forward(self, x: Tensor, view: View) -> Tensor:  # (B,T,D) -> (B,T,D)
+        if self.across is not None:
+            x = self.across(x, view)
         x = self.add(x, (self.attn, self.attn_norm, self.attn_scale), view, view)
         if self.crosses:
             x = self.add(x, (self.cross, self.cross_norm, self.cross_scale), view, view.across)
@@ -53,6 +58,28 @@ class Block(nn.Module):
         if self.post:
             return norm(x + self.drop(scale(part(x, seen))), view)
         return x + self.drop(scale(part(norm(x, view), seen)))
+
+
+class GatedCross(nn.Module):
+    """Alayrac et al. 2022, section 3.2: a look across and a thought, each through a gate that is shut at first."""
+
+    def __init__(self, config: c.StackConfig, cross: c.GatedCross, layer: int) -> None:
+        super().__init__()
+        self.attn = CrossAttention(cross.attention, config.dim, config.source or config.dim, layer)
+        self.attn_norm, self.ffn_norm = block_norm(config), block_norm(config)
+        self.ffn = make_feedforward(c.FeedForward(cross.hidden, cross.activation), config.dim)
+        self.attn_gate, self.ffn_gate = (nn.Parameter(torch.empty(())) for _ in range(2))
+
+    def forward(self, x: Tensor, view: View) -> Tensor:  # (B,T,D) -> (B,T,D)
+        if view.across is None:  # nothing to look at: words pass by
+            return x
+        opened = self.attn_gate.tanh() * self.attn(self.attn_norm(x, view), view.across)
+        thought = x + self.let(opened, view.across)
+        return thought + self.let(self.ffn_gate.tanh() * self.ffn(self.ffn_norm(thought, view), view), view.across)
+
+    def let(self, added: Tensor, seen: View) -> Tensor:
+        """Nothing for tokens that see no item."""
+        return added if seen.found is None else added * seen.found.to(added.dtype)
 
 
 class LayerScale(nn.Module):

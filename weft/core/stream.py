@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from weft.core import config as c
 from weft.core.embed import Input
-from weft.core.topology import EarlyFusion
+from weft.core.topology import FUSED
 from weft.core.view import Media, Tokens
 from weft.errors import WeftError, nearest
 
@@ -72,7 +72,7 @@ def stream(
 
 def placeholders(body: nn.Module) -> dict[str, int]:
     """Kind -> the id that stands at its places."""
-    if not isinstance(body, EarlyFusion):
+    if not isinstance(body, FUSED):
         return {}
     return {kind: encoder.token for kind, encoder in body.config.encoders.items() if encoder.token >= 0}
 
@@ -96,7 +96,7 @@ def within(ids: Tensor, mask: Tensor | None, items: list[Item], held: dict[str, 
 
 def opening(body: nn.Module, kind: str) -> tuple[int, ...]:
     """What stands before media that come without ids, as the input that takes this kind says."""
-    if isinstance(body, EarlyFusion):
+    if isinstance(body, FUSED):
         return body.tower.input.config.opening
     inputs = [m.config for m in body.modules() if isinstance(m, Input)]
     return next((config.opening for config in inputs if kind in config.stems), (0,))
@@ -107,7 +107,7 @@ def known_stems(body: nn.Module) -> dict[str, c.Stem | c.PictureConfig]:
     found: dict[str, c.Stem | c.PictureConfig] = {}
     for module in body.modules():
         found |= module.config.stems if isinstance(module, Input) else {}
-    if isinstance(body, EarlyFusion):
+    if isinstance(body, FUSED):
         found |= {kind: encoder.stem for kind, encoder in body.config.encoders.items()}
     return found
 

@@ -28,15 +28,17 @@ class Media:
     values  (N,F) float: one row per media token
     at      (N,) int64: where each goes, an index into the flattened (B*T) tokens
     grid    rows and columns of every item, where all have the same (a sound: 1 and its tokens); None: `span` tells
+    states  values are what an encoder of items has made of them already: (k*N,D')
     """
 
     kind: str
     values: Tensor
     at: Tensor
     grid: tuple[int, int] | None = None
+    states: bool = False
 
     def to(self, device: torch.device | str) -> Media:
-        return Media(self.kind, self.values.to(device), self.at.to(device), self.grid)
+        return replace(self, values=self.values.to(device), at=self.at.to(device))
 
 
 @dataclass

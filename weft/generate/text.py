@@ -230,7 +230,7 @@ def inputs(topology: c.Topology) -> list[c.TextInput]:
     """The inputs of a topology that the answer goes through."""
     if isinstance(topology, c.EncoderDecoderConfig):
         return [topology.decoder.input]
-    if isinstance(topology, c.EarlyFusionConfig):
+    if isinstance(topology, c.Fusion):
         return [topology.tower.input]
     if isinstance(topology, c.TowerConfig):
         return [topology.input]

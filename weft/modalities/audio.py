@@ -151,10 +151,10 @@ def log_mel(wave: np.ndarray, mels: int = 80) -> np.ndarray:
     return ((power.clamp_min(FLOOR).log10() + 1) / 4).T.contiguous().numpy()
 
 
-def frames(mel: np.ndarray, stack: int = 8) -> Frames:
-    """(T,M) log-mel -> (N,stack*M) float16: `stack` frames side by side are one token; the last is filled up."""
+def frames(mel: np.ndarray, stack: int = 8, silence: float = -1.0) -> Frames:
+    """(T,M) log-mel -> (N,stack*M) float16: `stack` frames side by side are one token; `silence` fills up the last."""
     count = -(-len(mel) // stack)
-    values = np.full((count * stack, mel.shape[1]), -1, np.float16)  # -1 is silence
+    values = np.full((count * stack, mel.shape[1]), silence, np.float16)
     values[: len(mel)] = mel
     step = stack * HOP / RATE * POSITIONS
     positions = np.repeat(np.arange(count, dtype=np.float32)[:, None] * np.float32(step), 3, axis=1)

@@ -11,6 +11,7 @@ Nothing is cropped: the aspect is kept by `fit` (its sides are rounded to whole 
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,10 +25,11 @@ from weft.errors import DataError, RecipeError
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # only these decoders run, whatever Pillow could read
 PIXELS = 89_478_485  # more is taken for a decompression bomb (Pillow's own limit: 256 MiB of RGB)
 WHITE = 255
+MIDDLE = (0.5, 0.5, 0.5)
 
 
 class Patches(NamedTuple):
-    """values (N,3*P*P) float16 in [-1,1]; positions (N,3) float32 (0, row, column); advance max(rows, columns)."""
+    """values (N,3*P*P) float16; positions (N,3) float32 (0, row, column); advance max(rows, columns)."""
 
     values: np.ndarray
     positions: np.ndarray
@@ -201,8 +203,10 @@ def shift(image: np.ndarray, rows: int, columns: int) -> np.ndarray:
     return image.take(down, 0).take(right, 1)
 
 
-def patches(image: np.ndarray, patch: int) -> Patches:
-    """(h,w,3) uint8 -> (N,3*P*P) float16 in [-1,1], row by row; within a patch channel, row, column (as in ViT).
+def patches(image: np.ndarray, patch: int, mean: Sequence[float] = MIDDLE, std: Sequence[float] = MIDDLE) -> Patches:
+    """(h,w,3) uint8 -> (N,3*P*P) float16, row by row; within a patch channel, row, column (as in ViT).
+
+    mean, std  of red, green and blue in [0,1]: (value - mean) / std. The default takes them to [-1,1].
 
     Raises DataError if a side is no multiple of `patch`: call `fit` first.
     """
@@ -214,7 +218,11 @@ def patches(image: np.ndarray, patch: int) -> Patches:
     rows, columns = height // patch, width // patch
     values = image.reshape(rows, patch, columns, patch, 3).transpose(0, 2, 4, 1, 3)  # (rows,columns,3,P,P)
     flat = torch.from_numpy(values.reshape(rows * columns, -1))  # torch rounds to float16 five times as fast as numpy
-    values = flat.float().div_(127.5).sub_(1).half().numpy()
+    if tuple(mean) == MIDDLE and tuple(std) == MIDDLE:
+        values = flat.float().div_(127.5).sub_(1).half().numpy()
+    else:
+        shape = lambda numbers: torch.tensor(numbers, dtype=torch.float32).repeat_interleave(patch * patch)
+        values = flat.float().div_(255).sub_(shape(mean)).div_(shape(std)).half().numpy()
     positions = np.zeros((rows * columns, 3), np.float32)
     positions[:, 1] = np.repeat(np.arange(rows), columns)
     positions[:, 2] = np.tile(np.arange(columns), rows)

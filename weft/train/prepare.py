@@ -19,6 +19,7 @@ import numpy as np
 from torch import Tensor
 
 from weft import families
+from weft.adapt.join import joined
 from weft.adapt.source import Source, open_source
 from weft.adapt.start import Start, grow, grow_config, known_stems, longest
 from weft.adapt.start import rows as rows_of
@@ -98,7 +99,9 @@ def prepare(
 
     quick  only begin with codecs: every size is right, what a code looks like is not
     """
-    source = open_source(recipe.model.source) if recipe.model.source else None
+    source = open_source(recipe.model.source) if recipe.model.source and not recipe.model.parts else None
+    if recipe.model.parts:
+        recipe, source = joined(recipe)
     known = source or (open_source(recipe.model.guide.teacher) if recipe.model.guide.teacher else None)
     arrows, types, resolutions = understand(
         recipe, table, source.kind if source else "", known.columns if known else None
@@ -141,7 +144,8 @@ def begun(
     """The source's weights in the grown model, and what is said of them; kept in the run where there is one."""
     if source is None:
         return None, None
-    base, new = grow(source.state, source.config, config, seed=recipe.seed, words=source.text is not None)
+    base, new = grow(source.state, source.config, config, seed=recipe.seed, words=source.text is not None,
+                     fresh=source.fresh)  # fmt: skip
     if folder is not None:
         return base, source.keep(folder, base, new)
     return base, Start(source.name, "", rows_of(source.config), new)
@@ -423,8 +427,8 @@ def resolved(recipe: Recipe, prepared: Prepared) -> Recipe:
     return replace(
         recipe,
         model=replace(recipe.model, family=family),
-        image=replace(recipe.image, codec_steps=steps.get("image", recipe.image.codec_steps)),
-        audio=replace(recipe.audio, codec_steps=steps.get("audio", recipe.audio.codec_steps)),
+        image=replace(prepared.renderer.image, codec_steps=steps.get("image", recipe.image.codec_steps)),
+        audio=replace(prepared.renderer.audio, codec_steps=steps.get("audio", recipe.audio.codec_steps)),
         types={name: kind.name for name, kind in prepared.types.items()},
         text=replace(recipe.text, vocabulary=text.size if text else 0),
     )

@@ -138,7 +138,8 @@ def make_recipe(
         recipe = replace(recipe, data=str(Path(recipe.data).resolve()))  # a resume may come from another folder
     model, options = recipe.model, recipe.train.options
     guide = replace(model.guide, teacher=absolute(model.guide.teacher))
-    model = replace(model, source=absolute(model.source), guide=guide)
+    parts = {kind: absolute(part) for kind, part in model.parts.items()}
+    model = replace(model, source=absolute(model.source), parts=parts, guide=guide)
     options = replace(options, keep_text=absolute(options.keep_text))
     recipe = replace(recipe, model=model, train=replace(recipe.train, options=options))
     return recipe, source
