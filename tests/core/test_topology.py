@@ -9,6 +9,7 @@ import torch
 
 from weft import families
 from weft.core import config as c
+from weft.core.embed import make_stem
 from weft.core.stack import Stack
 from weft.core.view import Media, Tokens
 from weft.errors import RecipeError, WeftError
@@ -264,3 +265,48 @@ def test_a_stack_is_one_graph() -> None:
         for module in model.stack_modules():
             module.compile(backend="eager", fullgraph=True, dynamic=False)
         assert close(model.hidden(given, side if name == "t5" else None), eager)
+
+
+def started(stem: torch.nn.Module) -> torch.nn.Module:
+    for parameter in stem.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return stem
+
+
+def test_a_pyramid_sees_past_its_cell_but_never_past_its_item() -> None:
+    torch.manual_seed(0)
+    sound = c.PyramidStem((6, 1, 4), (8,))
+    picture = c.PyramidStem((3, 4, 4), (8,))
+    for config, sizes in ((sound, [(1, 3), (1, 5), (1, 1)]), (picture, [(2, 3), (3, 2), (1, 1)])):
+        stem = started(make_stem(config, 10))
+        places = [torch.cartesian_prod(torch.arange(r), torch.arange(w)).view(-1, 2) for r, w in sizes]
+        item = torch.cat([torch.full((len(p),), i) for i, p in enumerate(places)])
+        where, values = torch.cat(places), torch.randn(len(item), config.features)
+        with torch.no_grad():
+            together = stem(values, item, len(sizes), where)
+            for i, place in enumerate(places):
+                mine = item == i
+                alone = stem(values[mine], torch.zeros(len(place), dtype=torch.long), 1, place)
+                assert torch.allclose(together[mine], alone, atol=1e-6), f"item {i} of {config}"
+            moved = values.clone()
+            moved[0] += 1.0  # the first cell of the first item
+            change = (stem(moved, item, len(sizes), where) - together).abs().amax(1)
+        assert change[1] > 1e-4, "its neighbour sees it"
+        assert (change[item > 0] == 0).all(), "another item does not"
+
+
+def test_a_picture_is_convolved_as_the_whole_it_was_cut_from() -> None:
+    torch.manual_seed(0)
+    stem = started(make_stem(c.PyramidStem((3, 4, 4), (8,)), 10))
+    image = torch.randn(1, 3, 8, 12)
+    cells = image.view(1, 3, 2, 4, 3, 4).permute(0, 2, 4, 1, 3, 5).reshape(6, -1)  # as modalities.image.patches
+    where = torch.cartesian_prod(torch.arange(2), torch.arange(3))
+    first, second = stem.convs
+    with torch.no_grad():
+        whole = second(torch.nn.functional.gelu(first(image)))  # (1,10,2,3)
+        assert torch.allclose(stem(cells, torch.zeros(6, dtype=torch.long), 1, where), whole[0].flatten(1).T, atol=1e-6)
+
+
+def test_a_pyramid_that_does_not_end_at_one_token_is_refused() -> None:
+    with pytest.raises(RecipeError, match="one token of 4 columns"):
+        make_stem(c.PyramidStem((3, 8, 8), (8,)), 10)

@@ -302,7 +302,26 @@ class FrameStem:
     features: int
 
 
-Stem = LinearStem | MlpStem | ConvStem | FrameStem
+@dataclass(frozen=True)
+class PyramidStem:
+    """(N,F), the cells of a picture or a sound, through 3-wide convolutions in steps of two until each is one token.
+
+    They look beyond the cell, never beyond the item (Xiao et al. 2021, Early Convolutions Help Transformers See Better).
+
+    cell    (channels, rows, columns) of one token: (3,8,8) pixels, channels first; (80,1,8): eight frames, mels last
+    widths  channels after each convolution but the last, which gives the model's width
+    """
+
+    cell: tuple[int, int, int]
+    widths: tuple[int, ...]
+
+    @property
+    def features(self) -> int:
+        """F: numbers of one token."""
+        return self.cell[0] * self.cell[1] * self.cell[2]
+
+
+Stem = LinearStem | MlpStem | ConvStem | FrameStem | PyramidStem
 
 
 @dataclass(frozen=True)
@@ -499,7 +518,7 @@ TYPES: dict[str, type] = {
     for kind in (
         RecurrentConfig, ConvolveConfig, PictureConfig, NGramConfig, MarkovConfig, Told, Learned, Grid, CodeGrid,
         Sinusoidal, Interpolate, Stretch, Yarn, Rope, RelativeBias, Alibi, Full, Causal, Prefix, Window, LayerNorm,
-        RMSNorm, PerModality, Attention, FeedForward, StackConfig, LinearStem, MlpStem, ConvStem, FrameStem,
+        RMSNorm, PerModality, Attention, FeedForward, StackConfig, LinearStem, MlpStem, ConvStem, FrameStem, PyramidStem,
         TextInput, TowerConfig, EncoderDecoderConfig, MlpBridge, ShuffleBridge, ResampleBridge, ItemEncoder,
         EarlyFusionConfig, ConcatFusionConfig, CrossFusionConfig, GatedCross, ConcatConfig, AtToken, AttentionPool,
         Project, DualEncoderConfig, Language, Classify, Tag, Span, Pooler, Init, ModelConfig,

@@ -6,6 +6,7 @@ Shape letters:  B rows  T tokens  N media tokens  F features of one  D width  p 
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -125,7 +126,15 @@ class Input(nn.Module):
 def embed(stem: nn.Module, media: Media, tokens: Tokens, dtype: torch.dtype) -> Tensor:
     """(N,F) -> (N,D) by a stem; one that looks beyond a token is told which items the tokens are of."""
     values = media.values.to(dtype)
-    return stem(values, *items(media, tokens)) if isinstance(stem, FrameStem) else stem(values)
+    if not isinstance(stem, FrameStem | PyramidStem):
+        return stem(values)
+    item, count = items(media, tokens)
+    if isinstance(stem, FrameStem):
+        return stem(values, item, count)
+    place = torch.arange(len(item), device=item.device) - torch.searchsorted(item, item)  # within its item
+    row = torch.zeros_like(place)
+    where = coordinates(media, tokens, item, count, place) if stem.rows > 1 else torch.stack((row, place), -1)
+    return stem(values, item, count, where)
 
 
 def items(media: Media, tokens: Tokens) -> tuple[Tensor, int]:
@@ -208,10 +217,48 @@ class FrameStem(nn.Module):
         return h.transpose(1, 2).flatten(0, 1)[at]
 
 
+class PyramidStem(nn.Module):
+    """(N,C*p*q) -> (N,D): cells put together again, halved by convolutions until each is one token."""
+
+    def __init__(self, config: c.PyramidStem, dim: int) -> None:
+        super().__init__()
+        self.cell, (channels, self.rows, columns) = config.cell, config.cell
+        widths = [channels, *config.widths, dim]
+        size = 2 ** (len(widths) - 1)
+        if columns != size or self.rows not in (1, size):
+            raise RecipeError(
+                f"A pyramid of {len(widths) - 1} convolutions makes one token of {size} columns, and of one row or "
+                f"{size}; a cell of {self.rows} x {columns} came."
+            )
+        kernel, stride, padding = ((1, 3), (1, 2), (0, 1)) if self.rows == 1 else ((3, 3), (2, 2), (1, 1))
+        self.convs = nn.ModuleList(Conv2d(a, b, kernel, stride, padding) for a, b in pairwise(widths))
+
+    def forward(self, values: Tensor, item: Tensor, count: int, where: Tensor) -> Tensor:
+        """values (N,F), item (N,) number of each one's item, where (N,2) row and column in it -> (N,D)."""
+        channels, p, q = self.cell
+        rows, columns = (int(n) + 1 for n in where.amax(0)) if len(where) else (1, 1)
+        at = (item * rows + where[:, 0]) * columns + where[:, 1]
+        spread = lambda t: t.new_zeros(count * rows * columns, *t.shape[1:]).index_copy(0, at, t)
+        grid = spread(values).view(count, rows, columns, -1)
+        if p == 1:  # frames of mels
+            h = grid.view(count, rows, columns, p, q, channels).permute(0, 5, 1, 3, 2, 4)
+        else:
+            h = grid.view(count, rows, columns, channels, p, q).permute(0, 3, 1, 4, 2, 5)
+        h = h.reshape(count, channels, rows * p, columns * q)  # (I,C,H,W)
+        inside = spread(values.new_ones(len(values))).view(count, 1, rows, columns)
+        for conv in self.convs[:-1]:
+            h = F.gelu(conv(h))
+            mask = inside.repeat_interleave(h.shape[2] // rows, 2).repeat_interleave(h.shape[3] // columns, 3)
+            h = h * mask  # what stands past an item's edge must not come back in
+        return self.convs[-1](h).permute(0, 2, 3, 1).flatten(0, 2)[at]  # (I,D,rows,columns) -> (N,D)
+
+
 def make_stem(config: c.Stem, dim: int) -> nn.Module:
     """The module of a stem: (N,F) -> (N,D)."""
     if isinstance(config, c.FrameStem):
         return FrameStem(config, dim)
+    if isinstance(config, c.PyramidStem):
+        return PyramidStem(config, dim)
     if isinstance(config, c.LinearStem):
         return Linear(config.features, dim, bias=config.bias)
     if isinstance(config, c.MlpStem):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from weft.core.config import ModelConfig
@@ -46,6 +47,7 @@ def make(
     language: bool | None = None,
     codes: dict[str, tuple[int, int, int]] | None = None,
     options: dict[str, Any] | None = None,
+    frames: int = 8,
 ) -> ModelConfig:
     """The config of a family. 0: the family's default size.
 
@@ -54,6 +56,7 @@ def make(
     language  whether there is a head over the vocabulary; None: yes, but not for an encoder that is to classify
     codes     kind of media that is drawn -> (its first id, how many codes there are, how many make an item; 0: any)
     options   the family's own choices, by name
+    frames    of sound in one token
     Raises RecipeError for a family, option or size that cannot be, with the nearest name.
     """
     family = FAMILIES[known(name)]
@@ -65,7 +68,8 @@ def make(
         raise RecipeError(f"A width of {dim} cannot be shared by {heads} heads. Take a multiple of {heads}.")
     if language is None:
         language = not (family.kind == "encoder" and labels)
-    want = Wanted(vocab, length, dim, depth, heads, dict(stems or {}), dict(labels or {}), language, dict(codes or {}))
+    want = Wanted(vocab, length, dim, depth, heads, dict(stems or {}), dict(labels or {}), language)
+    want = replace(want, codes=dict(codes or {}), frames=frames)
     return family.make(want, options)
 
 

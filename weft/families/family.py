@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import types
 import typing
 from collections.abc import Callable, Sequence
@@ -21,6 +22,7 @@ class Wanted:
     labels    name of a classification head -> number of classes
     language  whether there is a head over the vocabulary
     codes     kind of media that is drawn -> (its first id, how many codes there are, how many make an item; 0: any)
+    frames    of sound in one token
     """
 
     vocab: int
@@ -32,6 +34,7 @@ class Wanted:
     labels: dict[str, int] = field(default_factory=dict)
     language: bool = True
     codes: dict[str, tuple[int, int, int]] = field(default_factory=dict)
+    frames: int = 8
 
     def tops(self, language: c.Language, hidden: int = 0) -> dict[str, c.Head]:
         """The heads: `language` if it is wanted, and a classification for each of the labels."""
@@ -39,17 +42,30 @@ class Wanted:
         return found | {name: c.Classify(classes, hidden) for name, classes in self.labels.items()}
 
     def stem(self, name: str, dim: int = 0, *, bias: bool = True) -> dict[str, c.Stem]:
-        """A stem for each kind: linear, mlp or conv (for images; other kinds take the MLP instead)."""
+        """A stem for each kind: linear, mlp, conv (for images; other kinds take the MLP instead) or pyramid."""
         dim = dim or self.dim
         mlp = lambda features: c.MlpStem(features, 2 * dim)
         makers: dict[str, Callable[[str, int], c.Stem]] = {
             "linear": lambda kind, features: c.LinearStem(features, bias),
             "mlp": lambda kind, features: mlp(features),
             "conv": lambda kind, features: c.ConvStem(features, dim // 4) if kind == "image" else mlp(features),
+            "pyramid": lambda kind, features: pyramid(kind, features, self.frames, dim),
         }
         if name not in makers:
-            raise RecipeError(f"A stem is linear, mlp or conv, not {name!r}.{nearest(name, makers)}")
+            raise RecipeError(f"A stem is linear, mlp, conv or pyramid, not {name!r}.{nearest(name, makers)}")
         return {kind: makers[name](kind, features) for kind, features in self.stems.items()}
+
+
+def pyramid(kind: str, features: int, frames: int, dim: int) -> c.PyramidStem:
+    """Convolutions that halve a patch or `frames` frames until one token is left, wider as it gets smaller."""
+    side = frames if kind == "audio" else math.isqrt(features // 3)
+    halvings = side.bit_length() - 1
+    if side < 2 or side != 2**halvings:
+        what = "frames (audio.stack)" if kind == "audio" else "pixels (image.patch)"
+        raise RecipeError(f"A pyramid halves its {what} until one is left: 2, 4, 8 ... of them, not {side}.")
+    if kind == "audio":
+        return c.PyramidStem((features // side, 1, side), (dim,) * (halvings - 1))
+    return c.PyramidStem((3, side, side), tuple(dim // 2 ** (halvings - i) for i in range(1, halvings)))
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ class Choices:
     kv_heads      heads of keys and values; 0: as many as of queries
     hidden        width of the feed-forward part; 0: four times the model's;  activation, gated: what it computes
     tied          the table serves as the head, too
-    stem          linear, mlp or conv: what patches and frames go through
+    stem          linear, mlp, conv or pyramid: what patches and frames go through;  audio_stem: frames, if not that
     theta         of the rotary positions
     input_norm    whether the stream is normed before the first block
     per_modality  a feed-forward part of its own for each kind of media
@@ -32,6 +32,7 @@ class Choices:
     gated: bool = False
     tied: bool = False
     stem: str = "mlp"
+    audio_stem: str = ""
     theta: float = 10_000.0
     input_norm: bool = True
     per_modality: bool = False
@@ -49,6 +50,9 @@ def weft(want: Wanted, *, choices: Choices = DEFAULT) -> c.ModelConfig:
     attention = c.Attention(
         want.heads, kv_heads=choices.kv_heads, qk_norm=norm, position=c.Rope(choices.theta, axes=3), pattern=c.Prefix()
     )
+    stems = want.stem(choices.stem)
+    if choices.audio_stem and "audio" in stems:
+        stems["audio"] = want.stem(choices.audio_stem)["audio"]
     feedforward: c.FeedForward | c.PerModality = c.FeedForward(
         choices.hidden or 4 * want.dim, choices.activation, choices.gated
     )
@@ -56,7 +60,7 @@ def weft(want: Wanted, *, choices: Choices = DEFAULT) -> c.ModelConfig:
         feedforward = c.PerModality(tuple(want.stems), feedforward)
     return c.ModelConfig(
         c.TowerConfig(
-            c.TextInput(want.vocab, norm=norm if choices.input_norm else None, stems=want.stem(choices.stem)),
+            c.TextInput(want.vocab, norm=norm if choices.input_norm else None, stems=stems),
             c.StackConfig(want.dim, want.depth, attention, feedforward, norm, dropout=choices.dropout),
         ),
         want.tops(c.Language(want.vocab, tied=choices.tied)),

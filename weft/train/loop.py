@@ -25,7 +25,7 @@ from weft.errors import RunError
 from weft.objectives import OBJECTIVES
 from weft.recipe import TrainRecipe
 from weft.train import checkpoint
-from weft.train.machine import autocast
+from weft.train.machine import GIVE_BACK, autocast, give_back
 from weft.train.optim import Optimizer
 from weft.train.schedule import factor
 
@@ -107,6 +107,8 @@ def loop(session: Session, watchers: Sequence[Watcher], stop: Interrupt) -> None
             report = step(session, parts, began, waited)
             for watcher in watchers:
                 watcher(session, report)
+            if state.step % GIVE_BACK == 0:
+                give_back(session.device)
             if state.streak >= STREAK:
                 raise RunError(diverged(state, recipe))
     finally:

@@ -347,7 +347,7 @@ def model_config(
         dim=model.dim, depth=model.depth, heads=model.heads,
         stems=media, labels=label_heads(types, arrows, resolutions),
         language=any(r.head == "language" for r in resolutions), codes=drawn(recipe, vocabulary),
-        options=options,
+        options=options, frames=recipe.audio.stack,
     )  # fmt: skip
     return replace(config, topology=opened(config.topology, [side and vocabulary.marker(side) for side in sides]))
 
