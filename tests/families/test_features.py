@@ -390,7 +390,7 @@ def test_names_that_do_not_exist_bring_the_nearest() -> None:
         build(families.make("gpt", vocab=9, length=8, options={"activation": "gelo"}))
     with pytest.raises(RecipeError, match="cannot be shared by 3 heads"):
         families.make("gpt", vocab=9, length=8, dim=32, heads=3)
-    with pytest.raises(RecipeError, match="linear, mlp or conv"):
+    with pytest.raises(RecipeError, match="linear, mlp, conv or pyramid"):
         families.make("weft", vocab=9, length=8, stems={"image": 12}, options={"stem": "cnn"})
 
 
