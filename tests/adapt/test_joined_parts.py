@@ -76,7 +76,8 @@ def words_of(world: Path, fusion: str = "early", bridge: str = "mlp", **more: ob
         "model.source": str(world / "words"), "model.parts.image": str(world / "eyes"),
         "model.parts.audio": str(world / "ears"), "model.fusion": fusion, "model.bridge": bridge,
         "model.lora.rank": 4, "image.size": 16, "image.patch": 8,
-        "audio.mels": 20, "audio.stack": 4, "audio.seconds": 1, "train.length": 64, "train.tokens": 512, "train.options.check": False, "train.options.compile": "off",
+        "audio.mels": 20, "audio.stack": 4, "audio.seconds": 1, "train.length": 64, "train.tokens": 512,
+        "train.options.check": False, "train.options.compile": "off",
         "train.options.dtype": "float32", **more,
     }  # fmt: skip
     return [f"{key}={json.dumps(value)}" for key, value in said.items()]

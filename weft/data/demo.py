@@ -20,21 +20,20 @@ may have beside it: the report shows them).
 
 from __future__ import annotations
 
-import csv
-import hashlib
 import json
-import os
 import shutil
-import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from functools import partial
 from itertools import permutations, product
 from pathlib import Path
 
 import numpy as np
 
+from weft.data import built
+from weft.data.built import draw, share
 from weft.data.espeak import Clip, Voice, speak_all
-from weft.errors import DataError, MissingExtra
+from weft.errors import MissingExtra
 
 VERSION = 1  # of what is built; a table with another version is made anew
 COLUMNS = ("image", "question", "answer", "speech", "caption", "text", "split")
@@ -88,7 +87,7 @@ def voices() -> dict[str, list[Voice]]:
     by_split = {"train": names, **{split: list(held) for split, held in _HELD_OUT.items()}}
     return {  # speed and pitch differ from voice to voice too, within the same bounds in every split
         split: [
-            Voice(name, speed=155 + _draw(name, 0, "speed") % 46, pitch=40 + _draw(name, 0, "pitch") % 21)
+            Voice(name, speed=155 + draw(name, 0, "speed") % 46, pitch=40 + draw(name, 0, "pitch") % 21)
             for name in names
         ]
         for split, names in by_split.items()
@@ -119,7 +118,7 @@ def sentences() -> list[str]:
     made += [
         f"a {c} {s} and a {other} {second}"
         for (c, s), (other, second) in product(shapes, repeat=2)
-        if s != second and c != other and _draw(f"{c}{s}{other}{second}", 0, "pair") % 4 == 0
+        if s != second and c != other and draw(f"{c}{s}{other}{second}", 0, "pair") % 4 == 0
     ]
     return sorted(set(made))
 
@@ -135,29 +134,12 @@ def build(out: Path, seed: int = 0, processes: int = 2) -> Path:
     before = out / "demo.json"  # what table.json was called at first
     if before.is_file() and not (out / "table.json").is_file():
         shutil.copy(before, out / "table.json")
-    if is_complete(out, seed):
-        return out / "metadata.csv"
-    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "table.json").is_file())):
-        raise DataError(f"{out} exists and is not a demo table. Name an empty or a new folder.")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    try:
-        _write(work, seed, processes)
-        if out.exists():
-            shutil.rmtree(out)
-        os.replace(work, out)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)  # nothing is there after the rename
-    return out / "metadata.csv"
+    return built.build(out, partial(_write, seed=seed, processes=processes), VERSION, seed)
 
 
 def is_complete(out: Path, seed: int = 0) -> bool:
     """Whether `out` holds the whole table of this version and seed."""
-    if not (out / "table.json").is_file() or not (out / "metadata.csv").is_file():
-        return False
-    facts = json.loads((out / "table.json").read_text(encoding="utf-8"))
-    table = hashlib.sha256((out / "metadata.csv").read_bytes()).hexdigest()
-    return (facts.get("version"), facts.get("seed"), facts.get("sha256")) == (VERSION, seed, table)
+    return built.is_complete(out, VERSION, seed)
 
 
 def _write(out: Path, seed: int, processes: int) -> None:
@@ -167,14 +149,8 @@ def _write(out: Path, seed: int, processes: int) -> None:
     questions = sorted({row["question"] for row in asked})
     speaking, spoken = _speaking(questions, seed)
     speak_all(clips + spoken, out, processes)
-    with open(out / "metadata.csv", "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows + captions + speaking)
     facts = _facts(rows, captions, speaking, clips, colourless)
-    digest = hashlib.sha256((out / "metadata.csv").read_bytes()).hexdigest()
-    facts |= {"version": VERSION, "seed": seed, "sha256": digest}
-    (out / "table.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    built.finish(out, COLUMNS, rows + captions + speaking, facts, VERSION, seed)
 
 
 def _facts(rows: list, captions: list, speaking: list, clips: list[Clip], undetermined: list[str]) -> dict:
@@ -199,15 +175,6 @@ def _facts(rows: list, captions: list, speaking: list, clips: list[Clip], undete
     }
 
 
-def _draw(text: str, seed: int, purpose: str) -> int:
-    """A number that depends on nothing but its arguments, on any machine."""
-    return int.from_bytes(hashlib.sha256(f"{seed}|{purpose}|{text}".encode()).digest()[:8], "big")
-
-
-def _share(text: str, seed: int, purpose: str) -> float:
-    return _draw(text, seed, purpose) / 2**64
-
-
 def _questions(out: Path, seed: int) -> tuple[list[dict], list[str]]:
     """easy-vqa: copies its images; rows of image, question, answer, split, `_caption`; images without caption."""
     try:
@@ -224,7 +191,7 @@ def _questions(out: Path, seed: int) -> tuple[list[dict], list[str]]:
             told[image].append((question, answer))
         for image in sorted(told):
             path = f"images/{part}/{image}.png"
-            held = part == "train" and _share(path, seed, "validation") < VALIDATION
+            held = part == "train" and share(path, seed, "validation") < VALIDATION
             caption = caption_of(told[image])
             if caption is None:
                 undetermined.append(path)
@@ -282,7 +249,7 @@ def _digits(out: Path, seed: int) -> list[dict]:
     split = np.full(len(targets), "train", dtype=object)
     for digit in range(10):
         mine = np.flatnonzero(targets == digit)
-        mine = mine[np.argsort([_draw(str(i), seed, "digits") for i in mine])]
+        mine = mine[np.argsort([draw(str(i), seed, "digits") for i in mine])]
         test, validation = round(DIGITS_TEST * len(mine)), round(VALIDATION * len(mine))
         split[mine[:test]], split[mine[test : test + validation]] = "test", "validation"
     rows = []
@@ -305,7 +272,7 @@ def _speak_questions(asked: Sequence[dict], seed: int) -> tuple[list[dict], list
     rows, clips = [], {}
     for row in asked:
         speakers = cast[row["split"], row["question"]]
-        voice = speakers[_draw(row["image"] + row["question"], seed, "voice") % len(speakers)]
+        voice = speakers[draw(row["image"] + row["question"], seed, "voice") % len(speakers)]
         path = f"speech/{row['split']}/{_slug(voice.name)}/{questions.index(row['question']):03d}.flac"
         clips[path] = Clip(path, row["question"], voice)
         rows.append({name: row[name] for name in ("image", "question", "answer", "split")} | {"speech": path})
@@ -316,9 +283,9 @@ def _speaking(questions: Sequence[str], seed: int) -> tuple[list[dict], list[Cli
     """One voice, every text once."""
     rows, clips = [], []
     for number, text in enumerate([*questions, *sentences()]):
-        share = _share(text, seed, "sentence")
+        drawn = share(text, seed, "sentence")
         held = (
-            "test" if share < SENTENCES_TEST else "validation" if share < SENTENCES_TEST + VALIDATION / 2 else "train"
+            "test" if drawn < SENTENCES_TEST else "validation" if drawn < SENTENCES_TEST + VALIDATION / 2 else "train"
         )
         path = f"speech/speaker/{number:04d}.flac"
         rows.append({"text": text, "speech": path, "split": held})

@@ -11,7 +11,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections import Counter, defaultdict
-from collections.abc import Generator, Hashable, Iterator, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -89,6 +89,7 @@ class Loader:
         self._planners: dict[str, Planner] = {}
         self._rounds: dict[int, Round] = {}
         self.ends: list[int] = []
+        self.encode: Callable[[Batch], Batch] | None = None  # what frozen encoders make of a batch (train/once.py)
 
     # ------------------------------------------------------------------------------------------------ what there is
 
@@ -290,7 +291,8 @@ class Loader:
                     lane = self.lanes[index]
                     tall = len(part) if lane.paired else size  # an empty row would be a pair of nothing
                     widths, samples = planner.widths(index), planner.samples[index]
-                    batches.append(self.assembler.batch(lane, samples, part, tall, widths, augment))
+                    batch = self.assembler.batch(lane, samples, part, tall, widths, augment)
+                    batches.append(batch if self.encode is None else self.encode(batch))
         total = sum(batch.total for batch in batches) or 1.0
         for batch in batches:
             batch.total = total

@@ -6,7 +6,7 @@
                 loose media or text files: one column; tar or parquet shards: all of them, one after the other
                 train/ validation/ test/ on top of any of the last three: a column `split`
     objects     a list (any iterable) of dicts, a dict of lists, a pyarrow Table, a data frame
-    name        a built-in table: "demo"
+    name        a built-in table: "demo", "assistant"
 
 A table holds its cells as they came; `row(i)` turns the names of media files into absolute paths, members of tar files
 into bytes, and blank cells (nothing, or white space only) into None. Media is only ever read row by row.
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import importlib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -35,7 +36,7 @@ SPLITS = {
     "train": "train", "training": "train", "validation": "validation", "valid": "validation", "val": "validation",
     "dev": "validation", "test": "test", "testing": "test",
 }  # fmt: skip
-BUILT_IN = ("demo",)
+BUILT_IN = ("demo", "assistant")  # each a module beside this one that builds it
 EDGE = 64 << 10  # bytes at each end of a large file that its digest is of
 THREADS = 4  # threads that read files to be told apart
 METADATA = ("metadata.csv", "metadata.tsv", "metadata.jsonl", "metadata.parquet")
@@ -235,9 +236,8 @@ def _from_name(source: str | Path) -> Table:
     if path.exists():
         return _file(path)
     if str(source) in BUILT_IN:
-        from weft.data import demo
-
-        return _file(demo.build(cache() / "demo"))
+        builder = importlib.import_module(f"weft.data.{source}")
+        return _file(builder.build(cache() / str(source)))
     if glob.has_magic(str(path)):
         found = sorted(glob.glob(str(path), recursive=True))
         if not found:

@@ -46,6 +46,7 @@ from weft.train.keep import told as kept_told
 from weft.train.loop import Interrupt, Session, Watcher, restore, save
 from weft.train.machine import describe as describe_machine
 from weft.train.machine import peak_memory, pick_device, pick_dtype, told
+from weft.train.once import Once, resting
 from weft.train.optim import Optimizer
 from weft.train.prepare import Prepared, prepare, produced, producing, resolved, understand
 from weft.train.progress import Progress, aligned, speak
@@ -231,6 +232,8 @@ def begin(run: Run, began: float) -> tuple[Session, Prepared]:
         speak(str(prove(run.recipe, prepared)))
     session = assemble(run, prepared, device)
     try:
+        if isinstance(session.loader.encode, Once):
+            session.loader.encode.fill(session.loader, run.recipe.train.steps, speak)
         batches = settle(session)
         found, run.recipe = forecast(
             session, batches, spent=time.perf_counter() - began, columns=len(inputs(prepared)), say=speak
@@ -312,7 +315,10 @@ def assemble(run: Run, prepared: Prepared, device: torch.device) -> Session:
         speak(give(model, prepared.renderer, run.recipe.model.embeddings, run.recipe.model.source))
     guided(model, run.recipe, prepared, device)
     names = [str(arrow) for arrow in prepared.arrows]
-    return Session(run, model, Optimizer(model, run.recipe.train), loader_of(prepared, run.recipe), device, names)
+    loader = loader_of(prepared, run.recipe)
+    if encoders := resting(model, prepared.renderer.augments):
+        loader.encode = Once(encoders, device, run.recipe.train.options.dtype)
+    return Session(run, model, Optimizer(model, run.recipe.train), loader, device, names)
 
 
 def loader_of(prepared: Prepared, recipe: Recipe, table: Table | None = None, skips: Skips | None = None) -> Loader:
@@ -360,6 +366,7 @@ def look_at(session: Session, prepared: Prepared, table: Table) -> list[Batch]:
     small = replace(recipe, train=replace(train, micro=math.ceil(height / PIECES)))
     skips = session.loader.skips if table is prepared.table else None  # exchanged cells are not those of the row
     loader = loader_of(prepared, small, table, skips)
+    loader.encode = session.loader.encode
     steps = loader.evaluation("validation", SAMPLES)
     return [batch for batches in islice(steps, HELD) for batch in batches]
 
