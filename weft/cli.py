@@ -253,10 +253,11 @@ def evaluate(
         list[str] | None, typer.Option(help="Only this arrow; may be repeated.", show_default=False)
     ] = None,
     limit: Annotated[int | None, typer.Option(help="At most so many rows per arrow.", show_default=False)] = None,
+    before: Annotated[bool, typer.Option("--before", help="Beside it, the model before its first step.")] = False,
     json: Json = False,
 ) -> None:
     """Measure every arrow on held-out rows, with 95 % intervals, beside baselines on the same rows."""
-    results = weft.evaluate(run, split=split, arrows=arrow, limit=limit)
+    results = weft.evaluate(run, split=split, arrows=arrow, limit=limit, before=before)
     print_json(results) if json else print_results(results)
 
 

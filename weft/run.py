@@ -170,6 +170,15 @@ class Run:
         fill(model, {**{name: t for name, t in before.items() if name not in weights}, **weights})
         return (plain(model) if self.merge else model).to(device).eval()
 
+    def start(self, device: str = "cpu") -> Model:
+        """The model at its first step. Raises RunError for a run that did not start from weights."""
+        from weft.adapt.start import load_start, make
+
+        base, start = load_start(self.path)
+        if base is None:
+            raise RunError(f"{self.path} started from nothing: there is no model before its training.")
+        return make(self.config, self.recipe, base, start).to(device).eval()
+
     # ------------------------------------------------------------------------------------------------ what is written
 
     def record(self, **values: Any) -> None:

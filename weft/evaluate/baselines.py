@@ -3,6 +3,8 @@
     majority            the most frequent training output
     blind (no image)    the most frequent training output among training rows whose other inputs are the same
     nearest neighbour   the output of the training row whose inputs look most alike
+    nearest neighbour (its encoders)   the same by what the model's own pretrained encoders make of the inputs
+    before training     the model itself at its first step: pretrained parts, new bridges (asked for: `before`)
     support vector machine   pictures to few values, where scikit-learn is installed
     shuffled image      the model itself, with the pictures of the rows exchanged (made in run.py)
 
@@ -52,9 +54,13 @@ class Rows:
 
 @dataclass
 class Describer:
-    """Turns cells into numbers, each distinct cell once. `read(kind, cell)` opens media: (H,W,3) or (T,M) log-mel."""
+    """Turns cells into numbers, each distinct cell once. `read(kind, cell)` opens media: (H,W,3) or (T,M) log-mel.
+
+    encode  kind -> what describes its cells better than a thumbnail or a spectrum: a model's own encoder
+    """
 
     read: Callable[[str, Any], np.ndarray]
+    encode: Mapping[str, Callable[[Any], np.ndarray]] = field(default_factory=dict)
     known: dict[Hashable, np.ndarray] = field(default_factory=dict)
 
     def rows(self, rows: Rows, columns: Sequence[str]) -> np.ndarray:
@@ -68,6 +74,8 @@ class Describer:
         return self.known[key]
 
     def _describe(self, kind: str, cell: Any) -> np.ndarray:
+        if kind in self.encode:
+            return self.encode[kind](cell)
         if kind == "image":
             return thumbnail(self.read(kind, cell))
         if kind == "audio":

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from weft.evaluate.judge import Judges, readable, reading, recordings
 from weft.evaluate.ngram import NGram
 from weft.evaluate.scoring import VERSION, Parts, digest
 from weft.evaluate.show import Samples, chosen
+from weft.generate.encoded import encoders, vector
 from weft.generate.predict import Predictor
 from weft.generate.sample import Sampling
 from weft.generate.teach import teach
@@ -63,13 +65,20 @@ class Measured:
 class Bench:
     """A run, a split of its table, and what is shared between the arrows that are measured on it."""
 
-    def __init__(self, predictor: Predictor, split: str, *, judge: bool, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, predictor: Predictor, split: str, *, judge: bool, say: Callable[[str], None],
+        before: Predictor | None = None,
+    ) -> None:  # fmt: skip
         self.predictor, self.renderer, self.run = predictor, predictor.renderer, predictor.run
         self.table, self.split, self.judge, self.say = self.run.table, split, judge, say
         self.types, self.arrows = self.renderer.columns, self.renderer.arrows
         self.seed = self.run.recipe.seed
         self._opened = Cache(OPENED)
         self.describe = Describer(self.read)
+        own = encoders(predictor.model)
+        encode = {kind: partial(vector, encoder, self.renderer, kind) for kind, encoder in own.items()}
+        self.encoded = Describer(self.read, encode) if encode else None
+        self.before = before
         self.judges = Judges(
             self.run.path / "judges", self.table, self._whole(self._of("train")).tolist(), self.read, seed=self.seed
         )
@@ -193,6 +202,7 @@ class Bench:
         guesses = baselines.guesses(self.training(number), self.neighbourhood(number), here, self.describe)
         for name, guess in guesses.items():
             measured.baselines[name] = self._lines(rows, expected, [str(value) for value in guess])
+        self._pretrained(number, here, measured)
         if self._decoding(arrow).composed:
             values = [answer.value for answer in self.predictor.produce(number, here.records, Sampling())]
             measured.baselines["directly"] = self._lines(rows, expected, values)
@@ -203,6 +213,19 @@ class Bench:
                 values = [answer.value for answer in self.predictor.produce(number, mixed)]
                 lines = self._lines(rows[some], [expected[i] for i in some], values)
                 measured.baselines[f"shuffled {column.name}"] = lines
+
+    def _pretrained(self, number: int, here: Rows, measured: Measured) -> None:
+        """What its pretrained parts can do without having been trained together."""
+        arrow, expected = self.arrows[number], [str(value) for value in here.outputs]
+        seen = {self.types[column.name].name for column in arrow.inputs}
+        if self.encoded is not None and seen & set(self.encoded.encode):
+            fewer = self.neighbourhood(number)
+            nearest = baselines.neighbours(fewer, here, self.encoded)
+            guess = [str(fewer.records[i][arrow.output]) for i in nearest]
+            measured.baselines["nearest neighbour (its encoders)"] = self._lines(measured.rows, expected, guess)
+        if self.before is not None:
+            answers = [str(one.value) for one in self.before.produce(number, here.records)]
+            measured.baselines["before training"] = self._lines(measured.rows, expected, answers)
 
     def _lines(self, rows: np.ndarray, expected: Sequence[str], produced: Sequence[str]) -> list[dict[str, Any]]:
         return [

@@ -28,7 +28,7 @@ SPLITS = ("train", "validation", "test")
 
 def evaluate(
     run: Run | str | Path, split: str = "test", arrows: Sequence[str] | None = None, limit: int | None = None,
-    judge: bool = True, *, model: Any = None, say: Callable[[str], None] | None = None,
+    judge: bool = True, *, before: bool = False, model: Any = None, say: Callable[[str], None] | None = None,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Measure a run's arrows on one split. Writes results.json, predictions/ and samples/ into the run.
 
@@ -36,6 +36,8 @@ def evaluate(
     limit   at most so many rows per arrow, drawn with the run's seed; None: all
     judge   train the judges of pictures and speech where the run has none yet; False: measure those arrows by their
             codecs only
+    before  measure the model as it was before its first step beside it, on the same rows; for runs that started from
+            pretrained weights
     model   instead of the run's saved weights
     say     told what is found as it is found; None: printed to stderr
 
@@ -51,7 +53,8 @@ def evaluate(
         raise RunError(f"There is no split {split!r}. There is: {', '.join(SPLITS)}.")
     predictor = Predictor(run, model)
     chosen = [predictor.find(arrow) for arrow in arrows] if arrows else list(range(len(predictor.renderer.arrows)))
-    bench = Bench(predictor, split, judge=judge, say=say)
+    first = Predictor(run, run.start()) if before else None
+    bench = Bench(predictor, split, judge=judge, say=say, before=first)
     samples = Samples(run.path / "samples")
     results: list[dict[str, Any]] = []
     for number in dict.fromkeys(chosen):
