@@ -14,7 +14,7 @@ from torch import Tensor
 import weft
 from weft import families
 from weft.core import config as c
-from weft.core.topology import arrange
+from weft.core.tower import arrange
 from weft.core.view import Tokens
 from weft.errors import RecipeError, WeftError
 from weft.modalities.image import to_png

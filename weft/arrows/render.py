@@ -512,7 +512,9 @@ class Renderer:
             raise RunError(f"{path}: there is no such file; a run directory has one once it is prepared")
         try:
             tree = json.loads(path.read_text(encoding="utf-8"))
-            listed = lambda known: {k: tuple(v) if isinstance(v, list) else v for k, v in known.items()}
+            listed: Callable[[Any], dict[str, Any]] = lambda known: {
+                k: tuple(v) if isinstance(v, list) else v for k, v in known.items()
+            }
             pictures, sounds = ImageRecipe(**listed(tree["image"])), AudioRecipe(**listed(tree["audio"]))
             recipe = replace(Recipe(), image=pictures, audio=sounds)
             columns = {name: types.from_tree(kind) for name, kind in tree["columns"].items()}

@@ -306,7 +306,8 @@ class FrameStem:
 class PyramidStem:
     """(N,F), the cells of a picture or a sound, through 3-wide convolutions in steps of two until each is one token.
 
-    They look beyond the cell, never beyond the item (Xiao et al. 2021, Early Convolutions Help Transformers See Better).
+    They look beyond the cell, never beyond the item (Xiao et al. 2021, Early Convolutions Help Transformers
+    See Better).
 
     cell    (channels, rows, columns) of one token: (3,8,8) pixels, channels first; (80,1,8): eight frames, mels last
     widths  channels after each convolution but the last, which gives the model's width
@@ -518,10 +519,10 @@ TYPES: dict[str, type] = {
     for kind in (
         RecurrentConfig, ConvolveConfig, PictureConfig, NGramConfig, MarkovConfig, Told, Learned, Grid, CodeGrid,
         Sinusoidal, Interpolate, Stretch, Yarn, Rope, RelativeBias, Alibi, Full, Causal, Prefix, Window, LayerNorm,
-        RMSNorm, PerModality, Attention, FeedForward, StackConfig, LinearStem, MlpStem, ConvStem, FrameStem, PyramidStem,
-        TextInput, TowerConfig, EncoderDecoderConfig, MlpBridge, ShuffleBridge, ResampleBridge, ItemEncoder,
-        EarlyFusionConfig, ConcatFusionConfig, CrossFusionConfig, GatedCross, ConcatConfig, AtToken, AttentionPool,
-        Project, DualEncoderConfig, Language, Classify, Tag, Span, Pooler, Init, ModelConfig,
+        RMSNorm, PerModality, Attention, FeedForward, StackConfig, LinearStem, MlpStem, ConvStem, FrameStem,
+        PyramidStem, TextInput, TowerConfig, EncoderDecoderConfig, MlpBridge, ShuffleBridge, ResampleBridge,
+        ItemEncoder, EarlyFusionConfig, ConcatFusionConfig, CrossFusionConfig, GatedCross, ConcatConfig, AtToken,
+        AttentionPool, Project, DualEncoderConfig, Language, Classify, Tag, Span, Pooler, Init, ModelConfig,
     )
 }  # fmt: skip
 

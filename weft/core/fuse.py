@@ -146,9 +146,11 @@ def part(encoders: nn.ModuleDict, tokens: Tokens, dim: int, record: Recorder | N
 
 def pick(tokens: Tokens, at: Tensor, real: Tensor, media: tuple[Media, ...]) -> Tokens:
     """The tokens at `at` (B,T') of each row; those that are not `real` become padding."""
-    take = lambda t: (
-        None if t is None else t.gather(1, at if t.dim() == 2 else at[..., None].expand(-1, -1, t.shape[2]))
-    )
+
+    def take(t: Tensor) -> Tensor:
+        return t.gather(1, at if t.dim() == 2 else at[..., None].expand(-1, -1, t.shape[2]))
+
+    some = lambda t: None if t is None else take(t)
     document = torch.ones_like(tokens.ids, dtype=torch.int32) if tokens.document is None else tokens.document
     moved = []
     if media:
@@ -159,8 +161,8 @@ def pick(tokens: Tokens, at: Tensor, real: Tensor, media: tuple[Media, ...]) -> 
             row = one.at // length
             moved.append(replace(one, at=row * at.shape[1] + where.flatten()[one.at]))
     return Tokens(
-        take(tokens.ids), take(document) * real.to(document.dtype), take(tokens.branch), take(tokens.span),
-        take(tokens.positions), tuple(moved), take(tokens.segment), take(tokens.globals),
+        take(tokens.ids), take(document) * real.to(document.dtype), some(tokens.branch), some(tokens.span),
+        some(tokens.positions), tuple(moved), some(tokens.segment), some(tokens.globals),
     )  # fmt: skip
 
 
@@ -220,7 +222,9 @@ class CrossFusion(nn.Module):
     def forward(
         self, tokens: Tokens, source: Encoded | None = None, cache: Cache | None = None, record: Recorder | None = None
     ) -> Tensor:
-        parted = part(self.encoders, tokens, self.config.tower.stack.source or self.config.tower.stack.dim, record)
+        stack = self.config.tower.stack
+        width = stack.source if isinstance(stack, c.StackConfig) else 0
+        parted = part(self.encoders, tokens, width or stack.dim, record)
         if parted is None:  # words alone, or words that go on
             return self.tower(tokens, source or (None if cache is None else cache.source), cache, within(record, ""))
         if cache is not None and cache.source is not None:

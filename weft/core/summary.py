@@ -62,5 +62,6 @@ def _attention(config: c.StackConfig, length: int) -> float:
     """Operations per token of scores and sums, in all layers."""
     layers = [(config.attention, config.depth)]
     if config.cross is not None:
-        layers.append((config.cross, -(-config.depth // config.cross_every)))
+        across = config.cross.attention if isinstance(config.cross, c.GatedCross) else config.cross
+        layers.append((across, -(-config.depth // config.cross_every)))
     return sum(4.0 * length * a.heads * head_width(a, config.dim) * count for a, count in layers)

@@ -105,6 +105,12 @@ class Loader:
         return plan.places // plan.steps
 
     @property
+    def steps_per_epoch(self) -> float:
+        """Steps in which every sample is seen as often as the mix says."""
+        plan = self.round(0)
+        return plan.steps / plan.epochs
+
+    @property
     def padding(self) -> float:
         """Share of a step that holds no token, over the first round."""
         return self.round(0).padding
