@@ -14,7 +14,16 @@ from weft.run import Run
 
 
 class Comparison(list[dict[str, Any]]):
-    """Lines {arrow, split, metric, a, b, difference, low, high, p, n, hash}; printed as a table."""
+    """Lines {arrow, split, metric, a, b, difference, low, high, p, n, hash}; printed as a table.
+
+    trained  parameters that each of the runs trained, by its path
+    """
+
+    trained: dict[str, int]
+
+    def __init__(self, trained: dict[str, int] | None = None) -> None:
+        super().__init__()
+        self.trained = trained or {}
 
     def __str__(self) -> str:
         titles = ("arrow", "metric", "first", "second", "second - first", "95 % interval", "p", "rows")
@@ -26,9 +35,10 @@ class Comparison(list[dict[str, Any]]):
             for line in self
         ]  # fmt: skip
         widths = [max(len(line[i]) for line in lines) for i in range(len(titles))]
-        return "\n".join(
-            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
-        )
+        told = ["  ".join(c.ljust(width) for c, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+        if self.trained:
+            told.append("trained parameters: " + ", ".join(f"{path} {n:,}" for path, n in self.trained.items()))
+        return "\n".join(told)
 
 
 def compare(run: Run | str | Path, other: Run | str | Path, *, split: str = "test", seed: int = 0) -> Comparison:
@@ -46,7 +56,7 @@ def compare(run: Run | str | Path, other: Run | str | Path, *, split: str = "tes
             f"{a.path} and {b.path} have no arrow in common on the split {split!r}: "
             f"{', '.join(first) or 'none'} against {', '.join(second) or 'none'}."
         )
-    found = Comparison()
+    found = Comparison({str(run.path): n for run in (a, b) if (n := _trained(run))})
     for arrow in common:
         parts = [Parts(**results[arrow][0]["parts"]) for results in (first, second)]
         parts[0].refuse(parts[1], arrow)
@@ -79,6 +89,12 @@ def compare(run: Run | str | Path, other: Run | str | Path, *, split: str = "tes
 
 def _open(run: Run | str | Path) -> Run:
     return run if isinstance(run, Run) else Run.open(run)
+
+
+def _trained(run: Run) -> int:
+    """Parameters that a run trained; 0: it does not say."""
+    starts = [line for line in run.metrics("event") if line["event"] == "start"]
+    return int(starts[-1].get("trained", 0)) if starts else 0
 
 
 def _results(run: Run, split: str) -> dict[str, list[dict[str, Any]]]:

@@ -258,6 +258,22 @@ def forecast(facts: Facts) -> str:
     )
 
 
+def kept(facts: Facts) -> str:
+    """What became of the language model on a plain text."""
+    found = facts.all("keep")
+    if not found:
+        return ""
+    rows = [
+        ("before training" if e is found[0] else f"after step {e['step']:,}", f"{e['loss']:.3f}",
+         f"{e['bits_per_byte']:.3f}", f"{e['loss'] - found[0]['loss']:+.3f}", f"{e['tokens']:,}")
+        for e in found
+    ]  # fmt: skip
+    name = escape(Path(found[0]["text"]).name)
+    return lead(f"Training on new things must not undo the old: the language model on a plain text, {name}.") + table(
+        ["", "loss a token", "bits a byte", "change", "tokens"], rows, numbers=(1, 2, 3, 4)
+    )
+
+
 def blind(facts: Facts) -> str:
     found = {(e["arrow"], e["column"]): e for e in facts.all("blind") if "rows" in e}  # the last one of each
     order = list(facts.recipe.get("arrows", []))
@@ -351,6 +367,7 @@ SECTIONS: tuple[tuple[str, Callable[[Facts], str]], ...] = (
     ("Arrows", arrows),
     ("Forecast", forecast),
     ("Blind test", blind),
+    ("Kept", kept),
     ("Codecs", codecs),
     ("Data", data),
     ("Recipe", recipe),

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 
 import weft
+from weft.adapt.freeze import share
 from weft.adapt.shelf import save as save_adapter
 from weft.adapt.start import load_start, make
 from weft.arrows.resolve import describe
@@ -396,7 +397,8 @@ def tell(session: Session, prepared: Prepared, found: Forecast) -> None:
         weft=weft.__version__,
         torch=torch.__version__,
         machine=describe_machine(session.device),
-        parameters=sum(p.numel() for p in session.model.parameters()),
+        parameters=share(session.model)[1],
+        trained=share(session.model)[0],
         resolutions=describe(prepared.resolutions),
         forecast={**asdict(found)},
     )
