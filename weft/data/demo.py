@@ -286,8 +286,8 @@ def varied(voice: Voice, text: str) -> Voice:
     """The voice at a speed and a pitch of its own for this text, within wider bounds than those of the voices."""
     return replace(
         voice,
-        speed=145 + _draw(f"{voice.name} {text}", 0, "speed") % 66,
-        pitch=30 + _draw(f"{voice.name} {text}", 0, "pitch") % 41,
+        speed=145 + draw(f"{voice.name} {text}", 0, "speed") % 66,
+        pitch=30 + draw(f"{voice.name} {text}", 0, "pitch") % 41,
     )
 
 
