@@ -4,8 +4,12 @@
            speech ──> question                                     by way of it: the run's own
     image, ─────────> question ────────────────────> answer        recognition, then its own reading
 
-A model that answers both ways errs in different places, so the probabilities of the two are averaged (a mixture of
-two experts with equal weights; speech translation calls them end-to-end and cascade, Bentivogli et al. 2021).
+A model that answers both ways errs in different places. With h what was heard, s the sound and v the rest,
+
+    p(answer | v, s) = p(h | s) p(answer | v, h) + (1 - p(h | s)) p(answer | v, s, directly)
+
+which is the law of total probability with everything else that could have been said left to the direct way. (Speech
+translation calls the two ways end-to-end and cascade: Bentivogli et al. 2021.)
 """
 
 from __future__ import annotations

@@ -21,12 +21,14 @@ import torch
 from weft.adapt.shelf import Shelf
 from weft.arrows.sample import Sample
 from weft.convert.load import foreign
+from weft.data.sources import open_table
 from weft.errors import ArrowError, DataError, WeftError, nearest
 from weft.generate.compose import detour
 from weft.generate.decode import Rule, decode, finished, precision, steps
 from weft.generate.prompt import begun, identity, lay, shared
 from weft.generate.reread import SURE, TRIES, readings, reverse
 from weft.generate.sample import Draws, Sampling, choose
+from weft.generate.teach import teach
 from weft.generate.transcribe import sound_of, transcribe
 from weft.run import Run
 
@@ -190,8 +192,8 @@ class Predictor:
             return self._batched(samples, rule, sampling, draws, BATCH)
         likely = self._choices(column, samples)
         if sampling.composed:
-            heard, other = self._composed(arrow, records)
-            likely[heard] = torch.logaddexp(likely[heard], other) - np.log(2)
+            heard, trust, other = self._composed(arrow, records)
+            likely[heard] = torch.logaddexp(likely[heard] + torch.log1p(-trust), other + trust.log())
         chosen = choose(likely, sampling, None if draws is None else draws.next())
         return list((chosen + self.renderer.vocabulary.block(f"label:{column}").start).numpy()[:, None])
 
@@ -208,9 +210,11 @@ class Predictor:
             likely[torch.from_numpy(which)] = logits.float().log_softmax(-1).cpu()
         return likely
 
-    def _composed(self, arrow: int, records: Sequence[Mapping[str, Any]]) -> tuple[list[int], torch.Tensor]:
-        """Log probabilities (m,C) of the labels by way of another column, and the numbers of the m records that have
-        one: where nothing was heard there is nothing to go on from. Raises ArrowError where no arrows lead there.
+    def _composed(
+        self, arrow: int, records: Sequence[Mapping[str, Any]]
+    ) -> tuple[list[int], torch.Tensor, torch.Tensor]:
+        """By way of another column: numbers of the m records that something was heard for, how likely that is what they
+        say (m,1), and the log probabilities of the labels if it is (m,C). Raises ArrowError where no arrows lead there.
         """
         way = detour(self.renderer.arrows, arrow)
         if way is None:
@@ -218,7 +222,10 @@ class Predictor:
         told = self._produced(way.first, [{way.given: r[way.given]} for r in records], Sampling(), 0, None)
         heard = [i for i, one in enumerate(told) if str(one.value).strip()]
         others = [{**records[i], way.column: told[i].value} for i in heard]
-        return heard, self._choices(self.renderer.arrows[arrow].output, self.prompts(way.second, others))
+        table = open_table([{way.given: one[way.given], way.column: one[way.column]} for one in others])
+        nats = torch.from_numpy(teach(self, table, range(len(heard)), way.first)[:, 0]).float()
+        trust = (-nats).exp().clamp(1e-6, 1 - 1e-6)[:, None]
+        return heard, trust, self._choices(self.renderer.arrows[arrow].output, self.prompts(way.second, others))
 
     def _read(self, samples: list[Sample], head: str) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
         """Numbers of samples, and the hidden state (m,D) each is answered from."""

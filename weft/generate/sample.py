@@ -34,7 +34,7 @@ class Sampling:
     repetition   divide positive logits of tokens already produced by this, multiply negative ones (Keskar et al. 2019)
     seed         draws repeat with the same seed
     tries        draw at most so often until the run's reverse arrow surely reads what was asked; keep the likeliest
-    composed     average a label's probabilities with those that two other arrows of the run give (generate/compose.py)
+    composed     mix a label's probabilities with those that two other arrows of the run give (generate/compose.py)
     """
 
     temperature: float = 0.0
