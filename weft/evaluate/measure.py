@@ -76,7 +76,9 @@ class Bench:
         self._opened = Cache(OPENED)
         self.describe = Describer(self.read)
         own = encoders(predictor.model)
-        encode = {kind: partial(vector, encoder, self.renderer, kind) for kind, encoder in own.items()}
+        encode = {
+            kind: partial(vector, encoder, self.renderer, kind, half=predictor.half) for kind, encoder in own.items()
+        }
         self.encoded = Describer(self.read, encode) if encode else None
         self.before = before
         self.judges = Judges(

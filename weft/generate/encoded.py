@@ -14,6 +14,7 @@ from weft.arrows.media import identify
 from weft.arrows.render import Renderer
 from weft.core.fuse import FUSED, Encoder
 from weft.core.view import Media, Tokens
+from weft.generate.decode import precision
 from weft.model import Model
 
 
@@ -25,8 +26,10 @@ def encoders(model: Model) -> dict[str, Encoder]:
 
 
 @torch.no_grad()
-def vector(encoder: Encoder, renderer: Renderer, kind: str, cell: Any) -> np.ndarray:
+def vector(encoder: Encoder, renderer: Renderer, kind: str, cell: Any, *, half: bool = False) -> np.ndarray:
     """(D',) float32 of length one: the mean of the encoder's states of an item, before the bridge.
+
+    half  products in bfloat16, as where training made them so
 
     Raises DataError for an item that cannot be decoded.
     """
@@ -37,5 +40,6 @@ def vector(encoder: Encoder, renderer: Renderer, kind: str, cell: Any) -> np.nda
         positions=torch.from_numpy(found.positions)[None],
     ).to(device)  # fmt: skip
     media = Media(kind, torch.from_numpy(found.values).float(), torch.arange(size)).to(device)
-    mean = encoder.states(media, row).float().mean(0)
+    with precision(device, half):
+        mean = encoder.states(media, row).float().mean(0)
     return (mean / mean.norm().clamp_min(1e-9)).cpu().numpy()
