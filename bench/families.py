@@ -1,6 +1,6 @@
 """Forward and training step of each family beside transformers: the same weights, the same input, the same loss.
 
-    make bench      or      .venv/bin/python bench/families.py [--only bert t5] [--seconds 2] [--json] [--threads 2]
+    make bench      or      .venv/bin/python bench/families.py [--only bert t5] [--seconds 2] [--processor] [--json]
 
 Each model is made by transformers, 5 to 15 M parameters, and read by weft's layouts. Both are run eagerly, in float32
 and under bf16 autocast, without dropout and without padding. A training step is forward, loss, backward, clipping and
@@ -43,6 +43,7 @@ CLOSE = 2e-3  # logits and losses in float32 differ by so much at most
 PRECISIONS = {"float32": False, "bf16": True}
 
 Inputs = dict[str, Tensor]
+Clock = Callable[[], float]
 
 
 @dataclass(frozen=True)
@@ -281,7 +282,7 @@ class Peers:
         return {"forward": forwards, "step": self.steps()}
 
 
-def medians(calls: dict[str, Callable[[bool], Any]], wide: bool, seconds: float) -> dict[str, Any]:
+def medians(calls: dict[str, Callable[[bool], Any]], wide: bool, seconds: float, clock: Clock) -> dict[str, Any]:
     """Milliseconds of each, taken in turns, each first as often as the other."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     for call in calls.values():
@@ -289,22 +290,22 @@ def medians(calls: dict[str, Callable[[bool], Any]], wide: bool, seconds: float)
     began, order = time.perf_counter(), list(calls)
     while len(times["weft"]) < FEWEST or time.perf_counter() - began < seconds:
         for name in order:
-            start = time.perf_counter()
+            start = clock()
             calls[name](wide)
-            times[name].append(time.perf_counter() - start)
+            times[name].append(clock() - start)
         order.reverse()
     found = {name: 1000 * statistics.median(t) for name, t in times.items()}
     return {**found, "ratio": found["transformers"] / found["weft"], "calls": len(times["weft"])}
 
 
-def measure(name: str, seconds: float) -> dict[str, Any]:
+def measure(name: str, seconds: float, clock: Clock) -> dict[str, Any]:
     family = FAMILIES[name]()
     peers = Peers.of(family)
     logits, loss = peers.differences()
     if max(logits, loss) > CLOSE:
         sys.exit(f"{name}: the peers do not compute the same (logits {logits:.1e}, loss {loss:.1e}).")
     rows = [
-        {"what": what, "precision": precision, **medians(calls, wide, seconds)}
+        {"what": what, "precision": precision, **medians(calls, wide, seconds, clock)}
         for precision, wide in PRECISIONS.items()
         for what, calls in peers.runs().items()
     ]
@@ -328,20 +329,26 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=4, help="of measuring, for both peers of a line together")
     parser.add_argument("--only", nargs="+", choices=FAMILIES, help="these families", default=list(FAMILIES))
     parser.add_argument("--threads", type=int, default=0, help="of torch; 0: its own choice")
+    parser.add_argument(
+        "--processor", action="store_true",
+        help="one thread, and the processor's time in place of the clock's: for a machine that is busy otherwise",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
+    clock = time.process_time if arguments.processor else time.perf_counter
+    if threads := 1 if arguments.processor else arguments.threads:
+        torch.set_num_threads(threads)
     load = os.getloadavg()[0]
     machine = f"{platform.machine()}, {torch.get_num_threads()} threads of {os.cpu_count()} cores, load {load:.1f}"
+    machine += ", processor's time" if arguments.processor else ""
     if not arguments.json:
         print(f"{machine}, torch {torch.__version__}\n\n{'':26}weft    transformers   ratio")
     results = []
     for name in arguments.only:
-        results.append(measure(name, arguments.seconds))
+        results.append(measure(name, arguments.seconds, clock))
         if not arguments.json:
             show(results[-1])
     if arguments.json:
