@@ -229,7 +229,7 @@ RESULT = {
 def test_eval_prints_a_table_or_json(fake: Callable) -> None:
     calls = fake("evaluate", [RESULT])
     found = run("eval", "runs/mine", "--arrow", VQA, "--limit", "50", "--split", "validation")
-    assert calls[0] == ((Path("runs/mine"),), {"split": "validation", "arrows": [VQA], "limit": 50})
+    assert calls[0] == ((Path("runs/mine"),), {"split": "validation", "arrows": [VQA], "limit": 50, "before": False})
     assert found.code == 0
     lines = [" ".join(line.split()) for line in found.out.splitlines() if line]
     assert lines == [f"{VQA} (1,000 test rows, 3f9a1c)", "accuracy 0.962 0.951 - 0.972", "majority 0.320"]

@@ -481,9 +481,10 @@ class Renderer:
 
     def to_tree(self) -> dict[str, Any]:
         """Everything but tokenizer and codecs, as plain JSON values."""
+        plain = lambda settings: {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(settings).items()}
         return {
-            "image": asdict(self.image),
-            "audio": asdict(self.audio),
+            "image": plain(self.image),
+            "audio": plain(self.audio),
             "columns": {name: types.to_tree(kind) for name, kind in self.columns.items()},
             "arrows": [str(arrow) for arrow in self.arrows],
             "vocabulary": self.vocabulary.to_tree(),
