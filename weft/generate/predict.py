@@ -219,12 +219,21 @@ class Predictor:
         way = detour(self.renderer.arrows, arrow)
         if way is None:
             raise ArrowError(f"No two arrows of this run lead where '{self.renderer.arrows[arrow]}' does.")
-        told = self._produced(way.first, [{way.given: r[way.given]} for r in records], Sampling(), 0, None)
+        given = [{way.given: r[way.given]} for r in records]
+        told = self._produced(way.first, given, Sampling(), 0, None)
         heard = [i for i, one in enumerate(told) if str(one.value).strip()]
         others = [{**records[i], way.column: told[i].value} for i in heard]
-        table = open_table([{way.given: one[way.given], way.column: one[way.column]} for one in others])
-        nats = torch.from_numpy(teach(self, table, range(len(heard)), way.first)[:, 0]).float()
-        trust = (-nats).exp().clamp(1e-6, 1 - 1e-6)[:, None]
+        names = [identity(sample) for sample in self.prompts(way.first, [given[i] for i in heard])]
+        distinct = {
+            name: {way.given: one[way.given], way.column: one[way.column]}
+            for name, one in zip(names, others, strict=True)
+        }
+        place = {name: n for n, name in enumerate(distinct)}  # many records may ask by the same sound
+        nats = np.zeros(0)
+        if distinct:
+            nats = teach(self, open_table(list(distinct.values())), range(len(distinct)), way.first)[:, 0]
+        sure = torch.from_numpy(np.exp(-nats[[place[name] for name in names]])).float()
+        trust = sure.clamp(1e-6, 1 - 1e-6)[:, None]
         return heard, trust, self._choices(self.renderer.arrows[arrow].output, self.prompts(way.second, others))
 
     def _read(self, samples: list[Sample], head: str) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
