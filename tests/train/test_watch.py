@@ -232,6 +232,7 @@ def test_compiling_that_does_not_help_is_undone(session, monkeypatch):
         pass
     times = iter([(1.0, 100.0), (0.5, 100.0)])
     monkeypatch.setattr(f, "timed", lambda *a: next(times))
+    monkeypatch.setattr(f, "fed", lambda session: 0.5)
     found, recipe = f.forecast(session, [session.loader.step(0)], say=said.append)
     assert recipe.train.options.compile == "on" and found.step == 0.5 and f.is_compiled(session.model)
     with eager(session.model):

@@ -28,7 +28,7 @@ from weft.errors import DataError, MissingExtra, WeftError
 
 RATE = 16_000  # Hz of what is handed out; the engine itself speaks at 22,050
 SILENCE = 1e-3  # an amplitude below this, at either end of a clip, is cut off as silence
-_RETRIEVAL, _UTF8, _DO_NOT_EXIT, _CHARACTERS = 1, 1, 0x8000, 1  # constants of speak_lib.h
+_SYNCHRONOUS, _UTF8, _DO_NOT_EXIT, _CHARACTERS = 2, 1, 0x8000, 1  # constants of speak_lib.h
 _PARAMETERS = {"speed": 1, "pitch": 3, "range": 4}
 _CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
 
@@ -64,7 +64,7 @@ class Synthesiser:
         self._resample = soxr.resample
         self._data = Path(espeakng_loader.get_data_path())
         self._engine = ctypes.CDLL(espeakng_loader.get_library_path())
-        self._own_rate = self._engine.espeak_Initialize(_RETRIEVAL, 0, str(self._data.parent).encode(), _DO_NOT_EXIT)
+        self._own_rate = self._engine.espeak_Initialize(_SYNCHRONOUS, 0, str(self._data.parent).encode(), _DO_NOT_EXIT)
         if self._own_rate <= 0:
             raise WeftError(
                 f"eSpeak NG did not start with its data in {self._data}. "
@@ -75,6 +75,7 @@ class Synthesiser:
         self._callback = _CALLBACK(self._receive)  # kept: the engine holds a bare pointer to it
         self._engine.espeak_SetSynthCallback(self._callback)
         self._voice: Voice | None = None
+        self._variants = frozenset(self.variants())
 
     def _receive(
         self, samples: ctypes._Pointer, count: int, events: int
@@ -91,7 +92,7 @@ class Synthesiser:
         if voice == self._voice:
             return
         _, _, variant = voice.name.partition("+")
-        if variant and variant not in self.variants():  # the engine itself falls back to the plain voice without a word
+        if variant and variant not in self._variants:  # the engine itself falls back to the plain voice without a word
             raise DataError(f"eSpeak NG has no voice variant {variant!r}. There is: {', '.join(self.variants())}.")
         if self._engine.espeak_SetVoiceByName(voice.name.encode()) != 0:
             raise DataError(
@@ -122,7 +123,7 @@ def speak_all(clips: Sequence[Clip], folder: Path, processes: int = 2) -> None:
     """Write every clip as FLAC below `folder`, in worker processes. Raises WeftError with a worker's own words."""
     if importlib.util.find_spec("espeakng_loader") is None:
         raise MissingExtra("Speech synthesis (package espeakng-loader)", "demo")
-    clips = sorted(clips, key=lambda clip: (clip.voice.name, clip.path))  # changing the voice costs more than speaking
+    clips = sorted(clips, key=lambda clip: (clip.voice.name, clip.path))  # one order, whatever the order of the rows
     processes = max(1, min(processes, len(clips)))
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])}
     command = [sys.executable, "-m", "weft.data.espeak", str(folder)]
