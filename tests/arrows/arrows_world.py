@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,10 +54,6 @@ def renderer(recipe: Recipe | None = None, arrows: Sequence[str] = ARROWS, **opt
     labels = {name: len(kind.values) for name, kind in TYPES.items() if isinstance(kind, Label)}
     vocabulary = Vocabulary(list(TYPES), text.size, labels, {kind: codec.size for kind, codec in codecs.items()})
     return Renderer(recipe, TYPES, parsed, vocabulary, text, codecs, **options)
-
-
-def augmented(share: float = 0.2) -> Recipe:
-    return replace(Recipe(), image=replace(Recipe().image, augment=share))
 
 
 def picture(path: Path, height: int, width: int, seed: int = 0, **options: Any) -> Path:

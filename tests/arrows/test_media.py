@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image as Picture
 
-from weft.arrows.media import Cache, Reader, fitted, identify, picture_size, shift_of, sound_length
+from weft.arrows.media import Cache, Reader, fitted, identify, picture_size, sound_length
 from weft.errors import DataError
 from weft.modalities import audio, image
 from weft.recipe import AudioRecipe, ImageRecipe
@@ -145,10 +145,3 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path, kind: str) -> None:
             with pytest.raises(DataError) as caught:
                 ask(kind, str(path), str(path))
             assert str(path) in str(caught.value)
-
-
-def test_a_shift_is_a_function_of_seed_and_picture() -> None:
-    moves = [shift_of(seed, key, 3) for seed in range(40) for key in ("a", "b", "c")]
-    assert moves == [shift_of(seed, key, 3) for seed in range(40) for key in ("a", "b", "c")]
-    assert {row for row, _ in moves} == {column for _, column in moves} == set(range(-3, 4))
-    assert shift_of(1, "a", 0) == (0, 0)

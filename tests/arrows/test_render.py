@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from arrows_world import ARROWS, TYPES, WORDS, StandIn, augmented, picture, record, renderer, sound
+from arrows_world import ARROWS, TYPES, WORDS, StandIn, picture, record, renderer, sound
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -196,25 +196,6 @@ def test_equal_words_in_a_text_and_a_label_column_are_told_apart_by_their_marker
     label = RENDERER.render({**made, "caption": "x"}, 7).spans
     text = RENDERER.render({**made, "speech": (np.zeros(800, np.float32), 16000)}, 3).spans
     assert label[1].key == text[1].key and label[0].key != text[0].key
-
-
-def test_a_picture_is_moved_alike_for_all_its_samples(row: dict[str, Any]) -> None:
-    moving = renderer(augmented())
-    first, second = moving.render(row, 0, rng=5).spans[1], moving.render({**row, "question": "why?"}, 0, rng=5).spans[1]
-    assert first.values is second.values and first.key == second.key
-    seeds = {moving.render(row, 0, rng=seed).spans[1].key for seed in range(30)}
-    assert len(seeds) > 15 and all(key[:2] == ("image", str(row["image"])) for key in seeds)
-    values = {key: moving.render(row, 0, rng=seed).spans[1].values.tobytes() for seed in range(30)
-              if (key := moving.render(row, 0, rng=seed).spans[1].key)}  # fmt: skip
-    assert len(set(values.values())) == len(values), "another shift is another picture, and another key"
-    assert np.array_equal(moving.render(row, 0, rng=5).spans[1].values, first.values), "a function of the seed alone"
-    assert moving.render(row, 0).spans[1].key == ("image", str(row["image"])), "none without a seed"
-    assert len(first) == len(moving.render(row, 0).spans[1]) == moving.length(row, 0) - len(moving.render(row, 0)) + 48
-
-
-def test_nothing_moves_where_the_recipe_does_not_say_so(row: dict[str, Any]) -> None:
-    assert RENDERER.render(row, 0, rng=3).spans[1].key == ("image", str(row["image"]))
-    assert RENDERER.render(row, 2, rng=3).spans[-1] is RENDERER.render(row, 2).spans[-1], "what is drawn is never moved"
 
 
 def test_the_second_time_nothing_is_made_anew(row: dict[str, Any]) -> None:

@@ -246,7 +246,7 @@ def test_windows_of_hidden_spans_are_planned_as_long_as_they_are(load):
     for epoch in range(60):
         docs, lengths = planner.documents(loader.lanes[0], planner.samples[0], epoch, np.random.default_rng(epoch))
         for doc, planned in zip(docs, lengths.tolist(), strict=True):
-            sides = loader.assembler.two([(0, 0)], doc, None, "seq2seq")
+            sides = loader.assembler.two([(0, 0)], doc, "seq2seq")
             real = [sum(len(part.piece) for part in side) for side in sides]
             assert all(r <= p for r, p in zip(real, planned, strict=True)), f"{real} tokens, planned as {planned}"
             ends.add(doc.stop - doc.start)

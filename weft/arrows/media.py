@@ -12,7 +12,6 @@ import hashlib
 import io
 import math
 import os
-from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any, NamedTuple
@@ -27,7 +26,6 @@ from weft.recipe import AudioRecipe, ImageRecipe
 
 COUNTS = 64 << 20  # bytes of lengths that are remembered
 ENTRY = 200  # bytes of one entry, about
-PICTURES = 4 << 20  # bytes of moved pictures that are remembered
 ORIENTATION = 0x0112  # EXIF tag; 5 to 8 lie on their side
 
 
@@ -60,30 +58,6 @@ class Cache(dict):
     def clear(self) -> None:
         super().clear()
         self.bytes = 0
-
-
-class Recent:
-    """Forgets what was asked for longest ago once more than `budget` bytes are in it."""
-
-    def __init__(self, budget: int) -> None:
-        self.budget, self.bytes = budget, 0
-        self.entries: OrderedDict[Any, tuple[Any, int]] = OrderedDict()
-
-    def get(self, key: Any) -> Any:
-        """What was kept under `key`, or None."""
-        found = self.entries.get(key)
-        if found is None:
-            return None
-        self.entries.move_to_end(key)
-        return found[0]
-
-    def keep(self, key: Any, value: Any, size: int) -> Any:
-        """`value`, remembered under `key`."""
-        self.entries[key] = (value, size)
-        self.bytes += size
-        while self.bytes > self.budget and len(self.entries) > 1:
-            self.bytes -= self.entries.popitem(last=False)[1][1]
-        return value
 
 
 def identify(value: Any) -> tuple[Any, str]:
@@ -173,10 +147,7 @@ class Reader:
 
     def __init__(self, pictures: ImageRecipe, sounds: AudioRecipe, budget: int) -> None:
         self.pictures, self.sounds = pictures, sounds
-        self.kept = Cache(budget)  # (kind, key) -> Features; ("pixels", key) -> (h,w,3) uint8
-        # Moved pictures are met again by the next rows about the same picture, and then not before the next epoch; a
-        # moved sound may come with any row.
-        self.moved = {"image": Recent(min(PICTURES, budget // 8)), "audio": Recent(budget // 8)}
+        self.kept = Cache(budget)  # (kind, key) -> Features
         self.counts = Cache(COUNTS)  # (kind, key) -> media tokens; ("frames", key) -> mel frames
         self._grids: dict[tuple, np.ndarray] = {}
 
@@ -216,30 +187,6 @@ class Reader:
             known = self._patches(self._pixels(source)) if kind == "image" else self._frames(source, key)
             self.kept.keep((kind, key), known, known.values.nbytes + 500)
         return known
-
-    def read_moved(self, kind: str, source: Any, key: str, seed: int) -> tuple[Features, tuple[int, int]]:
-        """An item as this augmentation seed moves it, and by how much: a function of (seed, key) alone.
-
-        A picture moves by some pixels (rows, columns), a sound by some bands (bands, 0).
-        """
-        known = self.moved[kind].get((seed, key))
-        if known is None:
-            known = self._moved_picture(source, key, seed) if kind == "image" else self._moved_sound(source, key, seed)
-            self.moved[kind].keep((seed, key), known, known[0].values.nbytes + 500)
-        return known
-
-    def _moved_picture(self, source: Any, key: str, seed: int) -> tuple[Features, tuple[int, int]]:
-        pixels = self.kept.get(("pixels", key))
-        if pixels is None:
-            pixels = self._pixels(source)
-            self.kept.keep(("pixels", key), pixels, pixels.nbytes + 500)
-        move = shift_of(seed, key, round(self.pictures.augment * self.pictures.size))
-        return self._patches(image.shift(pixels, *move)), move
-
-    def _moved_sound(self, source: Any, key: str, seed: int) -> tuple[Features, tuple[int, int]]:
-        still = self.read("audio", source, key)
-        up = shift_of(seed, key, round(self.sounds.augment * self.sounds.mels))[0]
-        return still._replace(values=audio.shift_bands(still.values, up, self.sounds.mels)), (up, 0)
 
     def pixels(self, source: Any) -> np.ndarray:
         """(H,W,3) uint8, for the image codec."""
@@ -284,10 +231,3 @@ class Reader:
     def _grid(self, shape: tuple, positions: np.ndarray) -> np.ndarray:
         """One array of positions for all items of a shape."""
         return self._grids.setdefault(shape, positions)
-
-
-def shift_of(seed: int, key: str, most: int) -> tuple[int, int]:
-    """(rows, columns), each from -most to most: a hash of (seed, key), so that all samples of an item share it."""
-    digest = hashlib.blake2b(f"{seed} {key}".encode("utf-8", "surrogatepass"), digest_size=16).digest()
-    span = 2 * most + 1
-    return int.from_bytes(digest[:8], "big") % span - most, int.from_bytes(digest[8:], "big") % span - most

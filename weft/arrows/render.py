@@ -43,7 +43,7 @@ BUDGET = 512 << 20  # bytes of media features that are kept
 TEXTS = 96 << 20  # bytes of text spans that are kept
 CHUNK = 256  # items that a codec encodes at once
 
-Make = Callable[[Any, int | None], Span]
+Make = Callable[[Any], Span]
 
 
 class Legal(NamedTuple):
@@ -80,7 +80,6 @@ class Renderer:
         template: Template | None = None,
     ) -> None:  # fmt: skip
         self.image, self.audio = recipe.image, recipe.audio
-        self.augments = {"image": self.image.augment, "audio": self.audio.augment}
         self.columns, self.arrows, self.vocabulary = dict(columns), list(arrows), vocabulary
         self.text, self.codecs = text, dict(codecs or {})
         self.template = template
@@ -134,13 +133,13 @@ class Renderer:
         """A column that the model is shown."""
         kind = self.columns[column].name
         if kind in ("image", "audio"):
-            make: Make = lambda value, rng: self._media(column, kind, role, value, rng)
+            make: Make = lambda value: self._media(column, kind, role, value)
             measure = lambda value: self.reader.count(kind, *identify(value))
         elif kind == "messages":
-            make = lambda value, rng: self.said(column, role, value)
+            make = lambda value: self.said(column, role, value)
             measure = lambda value: len(self.said(column, role, value))
         else:
-            make = lambda value, rng: self._words(column, role, False, value)
+            make = lambda value: self._words(column, role, False, value)
             measure = lambda value: len(self._words(column, role, False, value))
         return Part(column, self._marker(column, role), make, measure, False)
 
@@ -148,38 +147,34 @@ class Renderer:
         """A column that the model is to write. named: the column whose marker announces it; "": its own."""
         kind = self.columns[column].name
         if kind in ("image", "audio"):
-            make: Make = lambda value, rng: self._coded(column, kind, value)
+            make: Make = lambda value: self._coded(column, kind, value)
             measure = lambda value: self._code_count(kind, value)
         else:
-            make = lambda value, rng: self._words(column, "output", True, value)
+            make = lambda value: self._words(column, "output", True, value)
             measure = lambda value: len(self._words(column, "output", True, value))
         marker = replace(self._marker(named or column, "output"), column=column)
         return Part(column, marker, make, measure, True)
 
     # ------------------------------------------------------------------------------------------------ rendering
 
-    def render(
-        self, record: Mapping[str, Any], arrow_index: int, *, row: int = -1, output: bool = True, rng: int | None = None
-    ) -> Sample:
+    def render(self, record: Mapping[str, Any], arrow_index: int, *, row: int = -1, output: bool = True) -> Sample:
         """One record under one arrow.
 
         row     number of the table's row, for errors and for the sample
         output  False: stop behind the marker of the produced column (what a model is asked to go on from)
-        rng     seed of the augmentation (one per epoch); None: none. Pictures given as input are then moved by up to
-                `image.augment` of their size, sounds by up to `audio.augment` of their bands; one item alike.
         Raises DataError, naming row, column and file: a missing value, media that cannot be decoded, an unknown label.
         """
         spans = []
         kind = self.arrows[arrow_index].kind
         if self.talks(arrow_index):
-            return Sample(row, arrow_index, self._conversation(record, arrow_index, row, output, rng))
+            return Sample(row, arrow_index, self._conversation(record, arrow_index, row, output))
         for column, marker, make, _, produced in self._parts[arrow_index]:
             spans.append(marker)
             if produced and not output and kind != "fill":
                 break
             value = record.get(column)
             try:
-                spans.append(make(value, rng))
+                spans.append(make(value))
             except DataError as error:
                 raise self._located(error, row, column, value) from error
         return Sample(row, arrow_index, tuple(spans))
@@ -225,15 +220,13 @@ class Renderer:
         """Whether an arrow produces the turns of a conversation."""
         return self.columns[self.arrows[arrow_index].output].name == "messages"
 
-    def _conversation(
-        self, record: Mapping[str, Any], arrow_index: int, row: int, output: bool, rng: int | None
-    ) -> tuple[Span, ...]:
+    def _conversation(self, record: Mapping[str, Any], arrow_index: int, row: int, output: bool) -> tuple[Span, ...]:
         """What else is shown, then all messages in one conversation, without markers of columns."""
         spans: list[Span] = []
         for column, marker, make, _, _ in self._parts[arrow_index]:
             if self.columns[column].name != "messages":
                 try:
-                    spans += [marker, make(record.get(column), rng)]
+                    spans += [marker, make(record.get(column))]
                 except DataError as error:
                     raise self._located(error, row, column, record.get(column)) from error
         return (*spans, *self._talk(record, arrow_index, row, output))
@@ -342,17 +335,13 @@ class Renderer:
             raise DataError(f"{value!r} is no known label.{nearest(value, known)}")
         return self.vocabulary.block(f"label:{column}")[known[value]]
 
-    def _media(self, column: str, kind: str, role: str, value: Any, rng: int | None) -> Span:
+    def _media(self, column: str, kind: str, role: str, value: Any) -> Span:
         """An image or a sound as the model is shown it."""
         if blank(value):
             raise DataError("there is no value")
         source, key = identify(value)
-        if rng is not None and self.augments[kind] > 0:
-            features, move = self.reader.read_moved(kind, source, key, rng)
-            name: tuple = (kind, key, *move)
-        else:
-            features, name = self.reader.read(kind, source, key), (kind, key)
-        return Span(kind, None, *features, role, False, column, name if role == "input" else None)
+        features = self.reader.read(kind, source, key)
+        return Span(kind, None, *features, role, False, column, key, (kind, key) if role == "input" else None)
 
     def _coded(self, column: str, kind: str, value: Any) -> Span:
         """An image or a sound as the codes that the model is to write."""

@@ -28,6 +28,7 @@ class Span:
     role       "input", or "output" (what the arrow produces; for `a <-> b` the right side)
     loss       whether its ids are trained
     column     the column it renders; None for structure
+    name       of a continuous item: the path or the hash that equal content shares; else ""
     key        equal keys mean equal spans: packing shares a common beginning between samples. None: never shared.
     """
 
@@ -39,6 +40,7 @@ class Span:
     role: str = "input"
     loss: bool = False
     column: str | None = None
+    name: str = ""
     key: Hashable | None = None
 
     def __len__(self) -> int:

@@ -18,6 +18,7 @@ from weft.arrows.grammar import Arrow
 from weft.arrows.sample import Sample
 from weft.arrows.vocabulary import SENTINELS
 from weft.data import noise, pack
+from weft.data.augment import Augment
 from weft.data.batch import Batch
 from weft.data.pack import Document, Part, Piece, Stream
 from weft.data.plan import Doc, Lane, Samples
@@ -71,12 +72,11 @@ class Kept(NamedTuple):
 
 @dataclass
 class Store:
-    """What is kept between steps: of one seed of augmentation, or (turn None) of media as they are.
+    """What is kept between steps.
 
     held  which media values are counted already: a picture is held once, however many pieces show it
     """
 
-    turn: int | None = None
     samples: dict[tuple[int, int, int], Kept] = field(default_factory=dict)
     trunks: dict[tuple[Hashable, ...], Piece] = field(default_factory=dict)
     held: set[int] = field(default_factory=set)
@@ -104,18 +104,17 @@ class Assembler:
         self.table, self.renderer, self.arrows, self.skips = table, renderer, list(arrows), skips
         self.seed, self.taught = recipe.seed, bool(recipe.model.guide.teacher)
         self.weights = [float(arrow.weight) for arrow in arrows]
-        moving = {"image": recipe.image.augment > 0, "audio": recipe.audio.augment > 0}
-        self._moving = [any(moving.get(renderer.columns[c.name].name) for c in arrow.inputs) for arrow in arrows]
+        self.augment = Augment(recipe)
         self._budget = budget
-        self._still, self._moved = Store(), Store()
+        self._store = Store()
 
     # ------------------------------------------------------------------------------------------------ samples
 
-    def render(self, row: int, arrow: int, turn: int | None = None) -> Sample | None:
-        """The sample, or None where the row cannot be used, which is then noted. turn: seed of the augmentation."""
+    def render(self, row: int, arrow: int) -> Sample | None:
+        """The sample, or None where the row cannot be used, which is then noted."""
         try:
             record = self.table.row(row, self.arrows[arrow].columns)
-            return self.renderer.render(record, arrow, row=row, rng=turn)
+            return self.renderer.render(record, arrow, row=row)
         except DataError as error:
             self.broken(row, arrow, error)
             return None
@@ -127,13 +126,13 @@ class Assembler:
         what = ", ".join(f"{name} {_short(cell)}" for name, cell in (media or cells).items())
         self.skips.note(Skip(row, str(self.arrows[arrow]), what, str(error)))
 
-    def keep(self, row: int, arrow: int, trunk: int, turn: int | None) -> Kept | None:
+    def keep(self, row: int, arrow: int, trunk: int) -> Kept | None:
         """The sample without its `trunk` leading spans, made flat; they are kept too."""
-        store = self._store(arrow, turn)
+        store = self._store
         known = store.samples.get((row, arrow, trunk))
         if known is not None:
             return known
-        sample = self.render(row, arrow, store.turn)
+        sample = self.render(row, arrow)
         if sample is None:
             return None
         known = Kept(pack.leading(sample)[:trunk], pack.flatten(sample.spans[trunk:])[0])
@@ -141,28 +140,17 @@ class Assembler:
             raise WeftError(
                 f"'{self.arrows[arrow]}', row {row}: its beginning was to be shared but the renderer keyed none."
             )
-        self._remember(store, store.samples, (row, arrow, trunk), known, known.piece)
+        self._remember(store.samples, (row, arrow, trunk), known, known.piece)
         if trunk and known.keys not in store.trunks:
             piece = pack.flatten(sample.spans[:trunk])[0]
-            self._remember(store, store.trunks, known.keys, piece, piece)
+            self._remember(store.trunks, known.keys, piece, piece)
         return known
 
-    def _store(self, arrow: int, turn: int | None) -> Store:
-        """Where an arrow's samples are kept. Another seed of augmentation ends what the last one moved, and only that:
-        an evaluation in between, which moves nothing, costs nothing.
-        """
-        if turn is None or not self._moving[arrow]:
-            return self._still
-        if turn != self._moved.turn:
-            self._moved = Store(turn)
-        return self._moved
-
-    def _remember(self, store: Store, where: dict, key: Hashable, value: Any, piece: Piece) -> None:
+    def _remember(self, where: dict, key: Hashable, value: Any, piece: Piece) -> None:
+        store = self._store
         new = {id(item.values): item.values.nbytes for item in piece.items if id(item.values) not in store.held}
         size = piece.nbytes + sum(new.values())
-        # Over the budget it starts anew: what is in use comes back. What moved is of no use to the next epoch, and seen
-        # again in its own only where samples share it: it gets a twelfth.
-        if store.bytes + size > (self._budget // 12 if store is self._moved else self._budget):
+        if store.bytes + size > self._budget:  # it starts anew: what is in use comes back
             for kept in (store.samples, store.trunks, store.held):
                 kept.clear()
             store.bytes = 0
@@ -172,18 +160,17 @@ class Assembler:
 
     # ------------------------------------------------------------------------------------------------ documents
 
-    def next(self, pairs: list[tuple[int, int]], doc: Doc, turn: int | None) -> Document:
+    def next(self, pairs: list[tuple[int, int]], doc: Doc) -> Document:
         """One document for next-token prediction: a trunk and branches, a lone sample, or a window of one."""
         trunk = SHARED if len(pairs) > 1 else 0
-        found = [(pair, self.keep(*pair, trunk, turn)) for pair in pairs]
+        found = [(pair, self.keep(*pair, trunk)) for pair in pairs]
         alive = [(row, arrow, kept) for (row, arrow), kept in found if kept is not None]
         if not alive:
             return []
         keys = alive[0][2].keys
         if any(kept.keys != keys for *_, kept in alive):
             raise WeftError(f"Rows {[row for row, _ in pairs]} were to share their beginning, which differs: {keys}.")
-        last = self._store(alive[-1][1], turn)  # whose keeping made sure that the beginning is there
-        root = last.trunks[keys] if trunk else None
+        root = self._store.trunks[keys] if trunk else None
         pieces = [kept.piece for *_, kept in alive]
         if doc.stop:
             pieces = [pack.window(piece, doc.start, doc.stop) for piece in pieces]
@@ -191,10 +178,10 @@ class Assembler:
         rows = iter([row for row, *_ in alive])
         return [part if part.arrow < 0 else part._replace(row=next(rows)) for part in parts]
 
-    def masked(self, pairs: list[tuple[int, int]], doc: Doc, turn: int | None) -> Document:
+    def masked(self, pairs: list[tuple[int, int]], doc: Doc) -> Document:
         """One document with hidden tokens."""
         (row, arrow) = pairs[0]
-        sample = self.render(row, arrow, turn)
+        sample = self.render(row, arrow)
         if sample is None:
             return []
         piece, loss = pack.flatten(sample.spans)
@@ -205,10 +192,10 @@ class Assembler:
         piece = noise.masked(piece, loss, self._rng(row, arrow, doc), words.mask, words.block("text"))
         return [Part(piece, 0.0, 0, arrow, self.weights[arrow], row)]
 
-    def prefer(self, pairs: list[tuple[int, int]], doc: Doc, turn: int | None) -> Document:
+    def prefer(self, pairs: list[tuple[int, int]], doc: Doc) -> Document:
         """A prompt as the trunk, the chosen answer as its first branch and the rejected one as its second."""
         (row, arrow) = pairs[0]
-        sample = self.render(row, arrow, turn)
+        sample = self.render(row, arrow)
         if sample is None:
             return []
         trunk = sample.part("input")
@@ -219,10 +206,10 @@ class Assembler:
         document = pack.tree(pack.flatten(trunk)[0] if trunk else None, answers, [arrow, arrow], self.weights)
         return [part._replace(row=row) if part.branch else part for part in document]
 
-    def classify(self, pairs: list[tuple[int, int]], doc: Doc, turn: int | None) -> Document:
+    def classify(self, pairs: list[tuple[int, int]], doc: Doc) -> Document:
         """The inputs of one row; its label's number at the first token."""
         (row, arrow) = pairs[0]
-        sample = self.render(row, arrow, turn)
+        sample = self.render(row, arrow)
         if sample is None:
             return []
         piece = pack.flatten(sample.part("input"))[0]
@@ -233,12 +220,10 @@ class Assembler:
         piece = Piece(piece.ids, targets, piece.positions, piece.items, piece.advance)
         return [Part(piece, 0.0, 0, arrow, self.weights[arrow], row)]
 
-    def two(
-        self, pairs: list[tuple[int, int]], doc: Doc, turn: int | None, objective: str
-    ) -> tuple[Document, Document]:
+    def two(self, pairs: list[tuple[int, int]], doc: Doc, objective: str) -> tuple[Document, Document]:
         """(tokens, source) of one row: the decoder's and the encoder's side, or the two sides of `a <-> b`."""
         (row, arrow) = pairs[0]
-        sample = self.render(row, arrow, turn)
+        sample = self.render(row, arrow)
         if sample is None:
             return [], []
         weight = self.weights[arrow]
@@ -271,7 +256,7 @@ class Assembler:
     ) -> Batch:
         """Planned rows of one lane -> one batch of `height` rows. Its `total` is its own; the caller sums a step's.
 
-        widths   tokens of a row, per stream;  augment: whether pictures are moved as the recipe says
+        widths   tokens of a row, per stream;  augment: whether media are moved as the recipe says
         """
         first: list[list[Document]] = []
         second: list[list[Document]] = []
@@ -281,13 +266,15 @@ class Assembler:
             for doc in row:
                 pairs = [(int(samples.row[i]), int(samples.arrow[i])) for i in doc.samples]
                 used += [number for number, _ in pairs]
-                turn = self.seed * 1_000_003 + doc.epoch if augment else None
                 if lane.streams == 2:
-                    document, source = self.two(pairs, doc, turn, lane.objective)
-                    sources.append(source)
+                    document, source = self.two(pairs, doc, lane.objective)
                 else:
-                    document = getattr(self, lane.objective)(pairs, doc, turn)
+                    document, source = getattr(self, lane.objective)(pairs, doc), []
+                if augment and self.augment.kinds:
+                    turn = self.seed * 1_000_003 + doc.epoch
+                    document, source = (self.augment.document(side, turn) for side in (document, source))
                 documents.append(document)
+                sources.append(source)
             first.append(documents)
             second.append(sources)
         stream = pack.collate(first, height, widths[0])

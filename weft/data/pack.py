@@ -31,11 +31,12 @@ UNTRAINED = -100
 
 
 class Item(NamedTuple):
-    """A continuous item inside a piece: its kind, (N,F) values, and the token it starts at."""
+    """A continuous item inside a piece: its kind, (N,F) values, the token it starts at, and its name (see Span)."""
 
     kind: str
     values: np.ndarray
     start: int
+    name: str = ""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -105,7 +106,7 @@ def flatten(spans: Sequence[Span]) -> tuple[Piece, np.ndarray]:
         if span.ids is not None:
             ids[here] = span.ids
         elif span.values is not None:
-            items.append(Item(span.kind, span.values, at))
+            items.append(Item(span.kind, span.values, at, span.name))
         loss[here] = span.loss
         if positions is not None:
             offsets = np.arange(length, dtype=np.float32)[:, None] if span.positions is None else span.positions

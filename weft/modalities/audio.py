@@ -167,8 +167,14 @@ def shift_bands(values: np.ndarray, up: int, mels: int) -> np.ndarray:
     A shift of the mel axis is nearly a change of vocal tract length (Jaitly & Hinton 2013).
     """
     bands = values.reshape(len(values), -1, mels)
-    places = np.clip(np.arange(mels) - up, 0, mels - 1)
-    return bands[:, :, places].reshape(values.shape)
+    moved = np.empty_like(bands)
+    if up >= 0:
+        up = min(up, mels - 1)
+        moved[..., up:], moved[..., :up] = bands[..., : mels - up], bands[..., :1]
+    else:
+        down = min(-up, mels - 1)
+        moved[..., : mels - down], moved[..., mels - down :] = bands[..., down:], bands[..., -1:]
+    return moved.reshape(values.shape)
 
 
 def to_wave(mel: np.ndarray, iterations: int = 32) -> np.ndarray:

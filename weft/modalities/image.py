@@ -203,6 +203,14 @@ def shift(image: np.ndarray, rows: int, columns: int) -> np.ndarray:
     return image.take(down, 0).take(right, 1)
 
 
+def shift_patches(values: np.ndarray, columns: int, patch: int, down: int, right: int) -> np.ndarray:
+    """(N,3*P*P) patches of a picture, `columns` to a row -> the same picture moved, as `shift` moves it."""
+    rows = len(values) // columns
+    pixels = values.reshape(rows, columns, 3, patch, patch).transpose(0, 3, 1, 4, 2)  # (rows,P,columns,P,3)
+    moved = shift(pixels.reshape(rows * patch, columns * patch, 3), down, right)
+    return moved.reshape(rows, patch, columns, patch, 3).transpose(0, 2, 4, 1, 3).reshape(values.shape)
+
+
 def patches(image: np.ndarray, patch: int, mean: Sequence[float] = MIDDLE, std: Sequence[float] = MIDDLE) -> Patches:
     """(h,w,3) uint8 -> (N,3*P*P) float16, row by row; within a patch channel, row, column (as in ViT).
 

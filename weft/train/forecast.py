@@ -162,7 +162,7 @@ def timed(session: Session, batches: Sequence[Sequence[Batch]]) -> tuple[float, 
 def fed(session: Session) -> float:
     """Seconds of a step, the median of FED, while the loader makes the next ones beside it. Weights move.
 
-    On a processor the two share it: on two cores the demo's steps took a quarter longer than the same batches did again.
+    On a processor they share it: on two cores the demo's steps took a quarter longer than the same batches did again.
     """
     batches = session.loader.iterate(0)
     try:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -35,15 +35,15 @@ if TYPE_CHECKING:
 BUDGET = 1 << 30  # bytes of states that are kept; what does not fit is computed each time
 
 
-def resting(model: Model, moved: Mapping[str, float]) -> dict[str, Encoder]:
-    """Kind -> the encoder of items whose states never change. moved: kind -> how far its items are augmented."""
+def resting(model: Model, moved: Collection[str]) -> dict[str, Encoder]:
+    """Kind -> the encoder of items whose states never change. moved: kinds that are augmented."""
     if not isinstance(model.body, FUSED):
         return {}
     still = lambda tower: not any(p.requires_grad for p in tower.parameters())
     drops = lambda tower: any(isinstance(m, nn.Dropout) for m in tower.modules())
     return {
         kind: encoder for kind, encoder in model.body.encoders.items()
-        if isinstance(encoder, Encoder) and still(encoder.tower) and not drops(encoder.tower) and not moved.get(kind)
+        if isinstance(encoder, Encoder) and still(encoder.tower) and not drops(encoder.tower) and kind not in moved
     }  # fmt: skip
 
 

@@ -317,7 +317,7 @@ def assemble(run: Run, prepared: Prepared, device: torch.device) -> Session:
     guided(model, run.recipe, prepared, device)
     names = [str(arrow) for arrow in prepared.arrows]
     loader = loader_of(prepared, run.recipe)
-    if encoders := resting(model, prepared.renderer.augments):
+    if encoders := resting(model, loader.assembler.augment.kinds):
         loader.encode = Once(encoders, device, run.recipe.train.options.dtype)
     return Session(run, model, Optimizer(model, run.recipe.train), loader, device, names)
 

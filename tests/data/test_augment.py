@@ -1,0 +1,83 @@
+"""Media moved by epoch: by how much, alike for all who show the item, and the pieces themselves left as they are."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from weft.data.augment import MEMORY, Augment, shift_of
+from weft.data.pack import Item, Part, Piece
+from weft.modalities.image import patches, shift, shift_patches
+from weft.recipe import Recipe
+
+RNG = np.random.default_rng(0)
+PICTURE = RNG.integers(0, 256, (32, 48, 3), np.uint8)  # 4 x 6 patches of 8
+
+
+def recipe(image: float = 0.0, audio: float = 0.0) -> Recipe:
+    made = Recipe()
+    return replace(
+        made,
+        image=replace(made.image, size=48, patch=8, augment=image),
+        audio=replace(made.audio, mels=10, augment=audio),
+    )
+
+
+def piece(name: str = "a.png", kind: str = "image") -> Piece:
+    """A marker, the item, another token."""
+    values, grid, advance = patches(PICTURE, 8)
+    if kind == "audio":
+        values, grid = RNG.standard_normal((24, 40)).astype(np.float16), np.repeat(np.arange(24.0)[:, None], 3, 1)
+    positions = np.concatenate([np.zeros((1, 3)), grid + 1, np.full((1, 3), advance + 1)]).astype(np.float32)
+    return Piece(np.zeros(26, np.int32), None, positions, (Item(kind, values, 1, name),), advance + 2)
+
+
+def test_a_shift_is_a_function_of_seed_and_name() -> None:
+    moves = [shift_of(seed, key, 3) for seed in range(40) for key in ("a", "b", "c")]
+    assert moves == [shift_of(seed, key, 3) for seed in range(40) for key in ("a", "b", "c")]
+    assert {row for row, _ in moves} == {column for _, column in moves} == set(range(-3, 4))
+    assert shift_of(1, "a", 0) == (0, 0)
+
+
+def test_patches_are_moved_as_the_pixels_would_be() -> None:
+    still = patches(PICTURE, 8).values
+    for down, right in ((0, 0), (3, -2), (-5, 7), (60, 60)):
+        wanted = patches(shift(PICTURE, down, right), 8).values
+        assert np.array_equal(shift_patches(still, 6, 8, down, right), wanted)
+    assert not np.array_equal(shift_patches(still, 4, 8, 3, -2), patches(shift(PICTURE, 3, -2), 8).values), (
+        "control: with the wrong number of columns it is another picture"
+    )
+
+
+def test_an_item_is_moved_alike_for_all_its_samples_and_the_piece_stays() -> None:
+    augment, one, other = Augment(recipe(image=0.2)), piece(), piece()
+    before = one.items[0].values.copy()
+    moved = [augment.document([Part(p)], 5)[0].piece.items[0].values for p in (one, other)]
+    assert moved[0] is moved[1] and np.array_equal(one.items[0].values, before)
+    down, right = shift_of(5, "a.png", 10)
+    assert (down, right) != (0, 0) and np.array_equal(moved[0], patches(shift(PICTURE, down, right), 8).values)
+    found = {augment.document([Part(one)], turn)[0].piece.items[0].values.tobytes() for turn in range(30)}
+    assert len(found) > 15, "another epoch, another place"
+
+
+def test_only_what_the_recipe_names_is_moved() -> None:
+    for kind, made in (("image", recipe(audio=0.3)), ("audio", recipe(image=0.3))):
+        one = piece(kind=kind)
+        assert augment_of(made, one) is one.items[0].values
+    assert Augment(recipe()).kinds == frozenset()
+    sound = piece(kind="audio")
+    moved = {augment_of(recipe(audio=0.3), sound, turn).tobytes() for turn in range(40)}
+    assert len(moved) == 7, "3 bands up, 3 down, and none"
+
+
+def augment_of(made: Recipe, one: Piece, turn: int = 1) -> np.ndarray:
+    return Augment(made).document([Part(one)], turn)[0].piece.items[0].values
+
+
+def test_what_was_moved_is_not_hoarded() -> None:
+    augment = Augment(recipe(image=0.2))
+    size = piece().items[0].values.nbytes
+    for number in range(3 * MEMORY // size):
+        augment.document([Part(piece(f"{number}.png"))], 1)
+    assert size < augment._bytes <= MEMORY and augment._bytes == sum(v.nbytes for v in augment._recent.values())

@@ -1,0 +1,72 @@
+"""Media of an epoch, moved: pictures by pixels, sounds by bands, each by a hash of (seed, epoch, item).
+
+Samples are rendered once, as they are, and kept; what is moved is a copy of the values when a batch is put together. So
+an epoch costs no rendering, and every sample of an item shows it moved alike.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from dataclasses import replace
+
+import numpy as np
+
+from weft.data.pack import Document, Item, Piece
+from weft.modalities.audio import shift_bands
+from weft.modalities.image import shift_patches
+from weft.recipe import Recipe
+
+MEMORY = 8 << 20  # bytes of moved items that are remembered: rows of one step often share theirs
+
+
+class Augment:
+    """Moves the items of documents as a recipe's `image.augment` and `audio.augment` say."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.image, self.audio = recipe.image, recipe.audio
+        shares = {"image": self.image.augment, "audio": self.audio.augment}
+        self.kinds = frozenset(kind for kind, share in shares.items() if share > 0)
+        self._recent: OrderedDict[tuple[int, str, str], np.ndarray] = OrderedDict()
+        self._bytes = 0
+
+    def document(self, document: Document, turn: int) -> Document:
+        """The document with its items moved. turn: the seed of this epoch's moves. Pieces themselves stay as they are."""
+        return [part._replace(piece=self._piece(part.piece, turn)) if part.piece.items else part for part in document]
+
+    def _piece(self, piece: Piece, turn: int) -> Piece:
+        items = tuple(
+            item._replace(values=self._values(piece, item, turn)) if item.kind in self.kinds else item
+            for item in piece.items
+        )
+        return replace(piece, items=items)
+
+    def _values(self, piece: Piece, item: Item, turn: int) -> np.ndarray:
+        """(N,F) of an item, moved."""
+        key = (turn, item.kind, item.name)
+        known = self._recent.get(key)
+        if known is None:
+            known = self._picture(piece, item, turn) if item.kind == "image" else self._sound(item, turn)
+            self._recent[key] = known
+            self._bytes += known.nbytes
+            while self._bytes > MEMORY and len(self._recent) > 1:
+                self._bytes -= self._recent.popitem(last=False)[1].nbytes
+        return known
+
+    def _picture(self, piece: Piece, item: Item, turn: int) -> np.ndarray:
+        move = shift_of(turn, item.name, round(self.image.augment * self.image.size))
+        if piece.positions is None:  # a patch alone, whose row and column are its place
+            return shift_patches(item.values, len(item.values), self.image.patch, *move)
+        first, last = piece.positions[[item.start, item.start + len(item.values) - 1], 2]
+        return shift_patches(item.values, round(float(last - first)) + 1, self.image.patch, *move)
+
+    def _sound(self, item: Item, turn: int) -> np.ndarray:
+        up = shift_of(turn, item.name, round(self.audio.augment * self.audio.mels))[0]
+        return shift_bands(item.values, up, self.audio.mels)
+
+
+def shift_of(seed: int, name: str, most: int) -> tuple[int, int]:
+    """(rows, columns), each from -most to most: a hash of (seed, name), so that all samples of an item share it."""
+    digest = hashlib.blake2b(f"{seed} {name}".encode("utf-8", "surrogatepass"), digest_size=16).digest()
+    span = 2 * most + 1
+    return int.from_bytes(digest[:8], "big") % span - most, int.from_bytes(digest[8:], "big") % span - most
