@@ -52,9 +52,9 @@ def teach(predictor: Predictor, table: Table, rows: Sequence[int], arrow: int) -
             doc = Doc((number,), 0) if whole else Doc((number,), 0, start, min(start + length, total))
             pair = [(int(row), arrow)]
             if two:
-                first, second = maker.two(pair, doc, None, objective)
+                first, second = maker.two(pair, doc, objective)
             else:
-                first, second = getattr(maker, objective)(pair, doc, None), []
+                first, second = getattr(maker, objective)(pair, doc), []
             if first:
                 batch.append((number, first, second))
             if len(batch) * min(length, total) >= TOKENS:
