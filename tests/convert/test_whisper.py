@@ -18,7 +18,7 @@ from weft.core.stream import stream
 from weft.errors import ConvertError, RecipeError
 from weft.generate.beam import Beams
 from weft.generate.text import Limits, lay_ids, write
-from weft.generate.transcribe import Segment, Transcriber, Transcript, clock
+from weft.generate.transcribe import TEMPERATURES, Heard, Segment, Transcriber, Transcript, clock, repetition
 from weft.modalities.audio import RATE, mel_filters, whisper_mel
 from weft.modalities.text import TextCodec
 
@@ -255,6 +255,33 @@ class TestRules:
         heard = hear((wave, RATE))
         assert all(0 <= s.start <= s.end <= 60 for s in heard.segments)
         assert hear((wave, RATE)) == heard, "the same every time"
+
+    def test_what_loops_or_is_unsure_is_tried_again_hotter(self, hear: Transcriber, monkeypatch) -> None:
+        loop, plain = hear.codec.encode("and so on " * 20).tolist(), hear.codec.encode("a fox runs").tolist()
+        asked: list[float] = []
+
+        def window(*answers: Heard) -> Heard:
+            asked.clear()
+            monkeypatch.setattr(hear, "_try", lambda source, begin, t: asked.append(t) or answers[len(asked) - 1])
+            return hear._window(torch.zeros(10, 6), [hear.control.start])
+
+        good, looped = Heard(plain, -0.3, 0.0), Heard(loop, -0.1, 0.0)
+        unsure, silent = Heard(plain, -1.4, 0.0), Heard(plain, -1.4, 0.9)
+        assert window(good) is good and asked == [0.0]
+        assert window(looped, unsure, good) is good and asked == [0.0, 0.2, 0.4]
+        assert window(silent) is silent and asked == [0.0], "silence is an answer"
+        assert window(*[looped] * 6) is looped and asked == list(TEMPERATURES), "the last one stands"
+        assert repetition("and so on " * 20) > 2.4 > repetition("a fox runs") and repetition("") == 0
+
+    @torch.no_grad()
+    def test_draws_keep_the_rules_and_repeat(self, hear: Transcriber) -> None:
+        mel = torch.from_numpy(np.random.default_rng(1).normal(0, 1, (300, 6)).astype(np.float32))
+        source = hear._source(mel)
+        found = [hear._try(source, [hear.control.start], t) for t in (0.5, 0.5, 1.0)]
+        assert found[0] == found[1] != found[2], "seeded by the temperature"
+        for one in found:
+            told = [i for i in one.ids if i >= hear.control.times]
+            assert one.ids[0] >= hear.control.times and told == sorted(told) and one.likely < 0
 
 
 def test_the_command_says_what_is_wrong(tmp_path: Path) -> None:

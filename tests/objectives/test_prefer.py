@@ -221,3 +221,20 @@ def test_what_was_there_is_measured_before_and_after(world: Path) -> None:
     assert events[0]["loss"] == pytest.approx(float(sum(losses)) / (len(ids) - 1), abs=0.02), "five new ids share it"
     assert "before" in (run.path / "card.md").read_text() and "after" in (run.path / "card.md").read_text()
     assert load_file(run.path / "model.safetensors")
+
+
+def test_eval_says_how_often_the_chosen_one_is_likelier(world: Path) -> None:
+    run = run_of(world, "dpo-eval", steps=12)
+    found = {r["metric"]: r for r in weft.evaluate(run, split="train", limit=20)}
+    lines = [json.loads(line) for line in next((run.path / "predictions").iterdir()).read_text().splitlines()]
+    with torch.no_grad():
+        hand = [by_hand(Predictor(run).model, run, line["row"]).tolist() for line in lines[:3]]
+        start = [by_hand(Predictor(run, run.start()).model, run, line["row"]).tolist() for line in lines[:3]]
+    assert np.allclose(hand, [[line["chosen"], line["rejected"]] for line in lines[:3]], atol=1e-3)
+    assert np.allclose(start, [line["start"] for line in lines[:3]], atol=1e-3)
+    share = np.mean([line["chosen"] > line["rejected"] for line in lines])
+    assert found["accuracy"]["value"] == pytest.approx(share) and found["accuracy"]["n"] == len(lines) > 3
+    gained = [line["chosen"] - line["start"][0] > line["rejected"] - line["start"][1] for line in lines]
+    assert found["reward accuracy"]["value"] == pytest.approx(np.mean(gained))
+    assert set(found["accuracy"]["baselines"]) == {"before training", "the shorter one"}
+    assert "reward accuracy" not in found or "before training" not in found["reward accuracy"]["baselines"]

@@ -5,6 +5,7 @@ image, audio    what a judge reads or hears; real items, plain and through the c
                 random codes and the item of the nearest training row beside
 -> column       nats of the row's own tokens; an n-gram model
 ~text           share of hidden tokens found
+chosen > other  how often the chosen answer is the likelier one, beside the model before training
 a <-> b         rank of the partner
 """
 
@@ -138,13 +139,14 @@ class Bench:
         """All of an arrow's numbers on these rows of the table."""
         arrow = self.arrows[number]
         rows, notes = self._sound(number, rows)
-        kind = {"model": "model", "fill": "fill", "align": "align"}.get(arrow.kind, self.types[arrow.output].name)
+        taught = {name: name for name in ("model", "fill", "align", "prefer")}
+        kind = taught.get(arrow.kind, self.types[arrow.output].name)
         kind = "model" if kind == "messages" else kind  # its replies, token by token
         headline = resolve(arrow, self.types, self.predictor.model.kind).metric
         measured = Measured(kind, self._parts(arrow, rows, kind), headline, rows, notes=notes)
         {
             "label": self._written, "text": self._written, "image": self._made, "audio": self._made,
-            "model": self._modelled, "fill": self._filled, "align": self._aligned,
+            "model": self._modelled, "fill": self._filled, "align": self._aligned, "prefer": self._preferred,
         }[kind](number, rows, measured)  # fmt: skip
         return measured
 
@@ -181,7 +183,7 @@ class Bench:
             arrow.task,
             *(f"{c} {self.types[c].name} {getattr(self.types[c], 'values', '')}" for c in arrow.columns),
         ]
-        decoding = "teacher-forced" if kind in ("model", "fill", "align") else repr(self._decoding(arrow))
+        decoding = "teacher-forced" if kind in ("model", "fill", "align", "prefer") else repr(self._decoding(arrow))
         return Parts(digest(cells), digest(prompt), digest([f"{kind} {VERSION}"]), digest([decoding]))
 
     def _decoding(self, arrow: Arrow) -> Sampling:
@@ -363,6 +365,16 @@ class Bench:
         pairs = zip(rows, found.tolist(), strict=True)
         measured.lines = [{"row": int(row), "right": right, "hidden": hidden} for row, (_, right, hidden) in pairs]
 
+    def _preferred(self, number: int, rows: np.ndarray, measured: Measured) -> None:
+        """Two answers to a prompt, by the model and by what it started from."""
+        if self.before is None:
+            self.before = Predictor(self.run, self.run.start())
+        found = teach(self.predictor, self.table, rows.tolist(), number)
+        start = -teach(self.before, self.table, rows.tolist(), number)[..., 0]
+        measured.lines = _pairs(rows, -found[..., 0], start)
+        measured.baselines["before training"] = _pairs(rows, start)
+        measured.baselines["the shorter one"] = _pairs(rows, -found[..., 2])
+
     def _aligned(self, number: int, rows: np.ndarray, measured: Measured) -> None:
         arrow = self.arrows[number]
         records = self.records(rows, arrow.columns)
@@ -389,6 +401,14 @@ def _modelled_lines(rows: np.ndarray, nats: np.ndarray, tokens: np.ndarray, writ
         {"row": int(row), "nats": float(n), "tokens": int(t), "bytes": b}
         for row, n, t, b in zip(rows, nats, tokens, written, strict=True)
     ]
+
+
+def _pairs(rows: np.ndarray, log_p: np.ndarray, start: np.ndarray | None = None) -> list[dict[str, Any]]:
+    """(n,2) log probabilities of the chosen and the rejected answers as lines."""
+    lines = [{"row": int(row), "chosen": c, "rejected": r} for row, (c, r) in zip(rows, log_p.tolist(), strict=True)]
+    if start is not None:
+        lines = [line | {"start": pair} for line, pair in zip(lines, start.tolist(), strict=True)]
+    return lines
 
 
 def _plural(kind: str) -> str:

@@ -8,6 +8,7 @@ audio   expected, heard       what should be said, what the judge hears
 model   nats, tokens, bytes   of a column modelled from its beginning; bytes 0: not text
 fill    right, hidden         hidden tokens
 align   rank                  of the right partner among all rows
+prefer  chosen, rejected      log probabilities of the two answers; `start`: the pair by the model before training
 """
 
 from __future__ import annotations
@@ -41,11 +42,25 @@ def scores(kind: str, lines: Lines, headline: str = "") -> list[Score]:
         found = [metrics.word_error(pick("expected"), pick("heard"), "judge word error")]
     elif kind == "model":
         found = [_bits(lines)]
+    elif kind == "prefer":
+        found = _preferences(lines)
     elif kind == "fill":
         found = [Score("accuracy", np.stack([pick("right"), pick("hidden")], -1).astype(float))]
     else:
         found = metrics.ranked(np.array(pick("rank"), dtype=np.int64))
     return sorted(found, key=lambda score: score.metric != headline)  # stable: the rest keep their order
+
+
+def _preferences(lines: Lines) -> list[Score]:
+    """How often the chosen answer is the likelier one, and how often it gained more on the start than the rejected one:
+    the accuracy of DPO's implicit reward (Rafailov et al. 2023, section 4).
+    """
+    own = np.array([(line["chosen"], line["rejected"]) for line in lines])
+    found = [metrics.hits("accuracy", own[:, 0] > own[:, 1])]
+    if all("start" in line for line in lines):
+        gain = own - np.array([line["start"] for line in lines])
+        found.append(metrics.hits("reward accuracy", gain[:, 0] > gain[:, 1]))
+    return found
 
 
 def _bits(lines: Lines) -> Score:

@@ -30,14 +30,18 @@ def teach(predictor: Predictor, table: Table, rows: Sequence[int], arrow: int) -
     """(n,3) per row of `table`: nats summed over its trained tokens, how many of them the model has right, how many
     there are.
 
+    (n,2,3) for an arrow `prompt -> chosen > rejected`: of each of the two answers.
+
     Rows longer than the context are scored in windows, as they are trained in.
     """
     model, renderer, length = predictor.model, predictor.renderer, predictor.length
     recipe = predictor.run.recipe
-    objective = {"encoder": "masked", "encoder-decoder": "seq2seq"}.get(model.kind, "next")
+    prefers = renderer.arrows[arrow].kind == "prefer"
+    taught = {"encoder": "masked", "encoder-decoder": "seq2seq"}.get(model.kind, "next")
+    objective = "prefer" if prefers else taught
     maker = Assembler(table, renderer, arrows=renderer.arrows, skips=Skips(len(table), 1.0), recipe=recipe, budget=0)
     two = objective == "seq2seq"
-    found = np.zeros((len(rows), 3))
+    found = np.zeros((len(rows), 2, 3) if prefers else (len(rows), 3))
     batch: list[tuple[int, Document, Document]] = []
 
     def flush() -> None:
@@ -48,7 +52,7 @@ def teach(predictor: Predictor, table: Table, rows: Sequence[int], arrow: int) -
     for number, row in enumerate(rows):
         total = renderer.length(table.row(row), arrow)
         for start in range(0, total, length):
-            whole = total <= length
+            whole = total <= length or prefers
             doc = Doc((number,), 0) if whole else Doc((number,), 0, start, min(start + length, total))
             pair = [(int(row), arrow)]
             if two:
@@ -59,6 +63,8 @@ def teach(predictor: Predictor, table: Table, rows: Sequence[int], arrow: int) -
                 batch.append((number, first, second))
             if len(batch) * min(length, total) >= TOKENS:
                 flush()
+            if whole:
+                break
     flush()
     return found
 
@@ -76,7 +82,10 @@ def _score(predictor: Predictor, batch: list[tuple[int, Document, Document]], fo
     nats = F.cross_entropy(logits, targets, reduction="none").cpu().double().numpy()
     right = (logits.argmax(-1) == targets).cpu().numpy()
     numbers = np.array([number for number, _, _ in batch])[at[:, 0].numpy()]
-    np.add.at(found, numbers, np.stack([nats, right, np.ones_like(nats)], -1))
+    where: tuple[np.ndarray, ...] = (numbers,)
+    if found.ndim == 3:
+        where = (numbers, stream.tokens.branch[at[:, 0], at[:, 1]].numpy() - 1)  # 1: chosen, 2: rejected
+    np.add.at(found, where, np.stack([nats, right, np.ones_like(nats)], -1))
 
 
 def _rows(documents: Sequence[Document]) -> pack.Stream:

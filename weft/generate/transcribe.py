@@ -4,14 +4,15 @@
                             ^                              ╨── <|0.00|> He was not ...<|2.40|><|2.40|> ... ── segments
                             └── moves on to the last time that the text gives ──────────────────────────────────┘
 
-Radford et al. 2022, section 3.8 (the decoding rules) and 4.5 (long sounds), without the retries at higher temperatures
-and without the text before as a prompt: the same sound always gives the same text.
+Radford et al. 2022, section 3.8 (the decoding rules) and 4.5 (long sounds, and retries at higher temperatures of what
+loops or is unsure), without the text before as a prompt. Draws are seeded: the same sound always gives the same text.
 
 Shape letters:  B rows  T tokens  V vocabulary  S samples
 """
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,6 +42,9 @@ NOTES = "♩♪♫♬♭♮♯"
 SYMBOLS = [*'"#()*+/:;<=>@[\\]^_`{|}~「」『』', *SIGNS.split(), *NOTES, "♪♪", "♪♪♪"]
 BEAMS = 5  # as the original's command has it
 SILENT, UNSURE = 0.6, -1.0  # a window is silence if it says so, unless the text is likelier than that on average
+LOOPED = 2.4  # a text that zlib makes shorter than by this factor repeats itself
+TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)  # of a window's tries, until one is neither unsure nor looped
+DRAWN = 5  # texts that a try at a temperature draws, the likeliest of which is taken
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,12 @@ class Transcript:
         """For JSON."""
         segments = [{"start": round(s.start, 2), "end": round(s.end, 2), "text": s.text} for s in self.segments]
         return {"text": self.text, "language": self.language, "segments": segments}
+
+
+def repetition(text: str) -> float:
+    """How much shorter zlib makes a text: its bytes over those of the compressed one. 0 of none."""
+    raw = text.encode()
+    return len(raw) / len(zlib.compress(raw)) if raw else 0.0
 
 
 def clock(seconds: float, point: str = ".") -> str:
@@ -134,6 +144,11 @@ class Heard:
     likely: float
     silence: float
 
+    @property
+    def silent(self) -> bool:
+        """Whether nobody speaks."""
+        return self.silence > SILENT and self.likely < UNSURE
+
 
 class Transcriber:
     """A Whisper and its tokenizer, ready for sounds. Raises WeftError for another model."""
@@ -184,13 +199,12 @@ class Transcriber:
         at = 0
         if not times and total <= FRAMES:
             heard = self._window(mel[:FRAMES], [*begin, self.control.plain])
-            silent = heard.silence > SILENT and heard.likely < UNSURE
-            segments = [] if silent else [Segment(0.0, len(wave) / RATE, self._text(heard.ids))]
+            segments = [] if heard.silent else [Segment(0.0, len(wave) / RATE, self._text(heard.ids))]
             at = total
         while at < total:
             window = min(FRAMES, total - at)
             heard = self._window(mel[at : at + FRAMES], begin)
-            if heard.silence > SILENT and heard.likely < UNSURE:
+            if heard.silent:
                 at += window
                 continue
             found, moved = self._segments(heard.ids, at, window)
@@ -227,8 +241,18 @@ class Transcriber:
 
     @torch.no_grad()
     def _window(self, mel: Tensor, begin: list[int]) -> Heard:
-        """The likeliest tokens under the rules, by beam search; of one beam, one after the other. mel (T,M)."""
-        source, cache = self._source(mel), self.model.cache()
+        """What is heard in a window: tried again, hotter, while the text repeats itself or is unlikely. mel (T,M)."""
+        source = self._source(mel)
+        for temperature in TEMPERATURES:
+            heard = self._try(source, begin, temperature)
+            if heard.silent or (heard.likely >= UNSURE and repetition(self._text(heard.ids)) <= LOOPED):
+                break
+        return heard
+
+    def _try(self, source: Encoded, begin: list[int], temperature: float) -> Heard:
+        """The likeliest tokens under the rules: by beam search at temperature 0, else of DRAWN texts."""
+        cache, wanted = self.model.cache(), DRAWN if temperature else self.beams
+        draw = torch.Generator().manual_seed(round(1000 * temperature))
         logits = self._first(source, begin, cache)
         silence = float(logits[0].softmax(-1)[self.control.silence]) if self.control.silence >= 0 else 0.0
         beams, ended = [Way([], 0.0)], []
@@ -240,16 +264,38 @@ class Transcriber:
                     row[self.control.times :] = -torch.inf
                 else:
                     self._rule(row, way.ids)
-            beams, kept, done = self._choose(logits.log_softmax(-1), beams)
+            scores = logits.log_softmax(-1)
+            if temperature:
+                beams, kept, done = self._draw(scores, beams, temperature, draw, DRAWN if number == 0 else 1)
+            else:
+                beams, kept, done = self._choose(scores, beams)
             ended += done
-            if not beams or len(ended) >= self.beams or number + 1 == self.length // 2:
+            if not beams or len(ended) >= wanted or number + 1 == self.length // 2:
                 break
             cache.select(torch.tensor(kept, device=self.device))
             source = source.select(torch.tensor(kept, device=self.device))
             new = torch.tensor([way.ids[-1:] for way in beams], device=self.device)
             logits = self.model.logits(self.model.hidden(Tokens(new), source, cache)[:, -1]).float()  # (W,V)
-        best = max((ended or beams), key=lambda way: way.score / max(1, len(way.ids)))
+        best = max(ended + beams if temperature else ended or beams, key=lambda way: way.score / max(1, len(way.ids)))
         return Heard(best.ids, best.score / (len(best.ids) + 1), silence)
+
+    def _draw(
+        self, scores: Tensor, beams: list[Way], temperature: float, draw: torch.Generator, times: int
+    ) -> tuple[list[Way], list[int], list[Way]]:
+        """As `_choose`, but each way goes on by `times` draws of its own."""
+        going: list[Way] = []
+        rows: list[int] = []
+        done: list[Way] = []
+        drawn = torch.multinomial((scores / temperature).softmax(-1).cpu(), times, replacement=True, generator=draw)
+        for row, (way, tokens) in enumerate(zip(beams, drawn.tolist(), strict=True)):
+            for token in tokens:
+                score = way.score + float(scores[row, token])
+                if token == self.control.end:
+                    done.append(Way(way.ids, score))
+                else:
+                    going.append(Way([*way.ids, token], score))
+                    rows.append(row)
+        return going, rows, done
 
     def _choose(self, scores: Tensor, beams: list[Way]) -> tuple[list[Way], list[int], list[Way]]:
         """(W,V) log-probabilities: the best that go on, the rows they go on from, and the better ones that end."""
