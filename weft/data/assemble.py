@@ -146,6 +146,10 @@ class Assembler:
             self._remember(store.trunks, known.keys, piece, piece)
         return known
 
+    def forget(self) -> None:
+        """Render everything anew."""
+        self._store = Store()
+
     def _remember(self, where: dict, key: Hashable, value: Any, piece: Piece) -> None:
         store = self._store
         new = {id(item.values): item.values.nbytes for item in piece.items if id(item.values) not in store.held}
