@@ -356,3 +356,13 @@ def test_loaders_may_list_what_they_leave_out_together(load):
     )  # fmt: skip
     list(other.evaluation())
     assert {skip.row for skip in loader.skipped} == {0, 1, 2}
+
+
+def test_rounds_may_be_asked_for_in_any_order(load):
+    """The forecast runs ahead of the first step: with few rows that is rounds further on."""
+    forward, back = load("image, question -> answer"), load("image, question -> answer")
+    want = [forward.round(number) for number in range(4)]
+    for number in (0, 1, 2, 3, 0, 2, 1):
+        found = back.round(number)
+        assert [found.step(i) for i in range(found.steps)] == [want[number].step(i) for i in range(found.steps)]
+        assert len(back._rounds) <= 2, "two are kept"

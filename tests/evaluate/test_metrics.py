@@ -129,6 +129,7 @@ def test_the_documentation_calls_metrics_and_baselines_what_they_are_called() ->
         "label": {"expected": "a", "produced": "b"}, "text": {"expected": "a", "produced": "b"},
         "image": {"expected": "a", "read": "b"}, "audio": {"expected": "a", "heard": "b"},
         "model": {"nats": 1.0, "tokens": 2, "bytes": 3}, "fill": {"right": 1, "hidden": 2}, "align": {"rank": 1},
+        "prefer": {"chosen": -1.0, "rejected": -2.0, "start": (-2.0, -2.0)},
     }  # fmt: skip
     called = {score.metric for kind, line in lines.items() for score in scoring.scores(kind, [line])}
     called |= {"bits per token", "reconstruction error", "majority", "nearest neighbour", "support vector machine"}

@@ -263,9 +263,9 @@ class Loader:
         """A round's plan; the last two are kept."""
         epochs = self.epochs  # known first: finding it out may have planned the first round
         if number not in self._rounds:
+            last = max(self._rounds, default=number)
+            self._rounds = {kept: plan for kept, plan in self._rounds.items() if kept == last}
             self._rounds[number] = self.planner(self.part).round(number, epochs)
-            for old in sorted(self._rounds)[:-2]:
-                del self._rounds[old]
         return self._rounds[number]
 
     def plan(self, epoch: int) -> Round:
