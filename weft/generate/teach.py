@@ -83,8 +83,9 @@ def _score(predictor: Predictor, batch: list[tuple[int, Document, Document]], fo
     right = (logits.argmax(-1) == targets).cpu().numpy()
     numbers = np.array([number for number, _, _ in batch])[at[:, 0].numpy()]
     where: tuple[np.ndarray, ...] = (numbers,)
-    if found.ndim == 3:
-        where = (numbers, stream.tokens.branch[at[:, 0], at[:, 1]].numpy() - 1)  # 1: chosen, 2: rejected
+    branch = stream.tokens.branch
+    if found.ndim == 3 and branch is not None:
+        where = (numbers, branch[at[:, 0], at[:, 1]].numpy() - 1)  # 1: chosen, 2: rejected
     np.add.at(found, where, np.stack([nats, right, np.ones_like(nats)], -1))
 
 
