@@ -53,6 +53,7 @@ def test_kinds_of_rows(built, rows):
     assert sum(f["digits"] for f in facts.values()) == 1797 and facts["test"]["digits"] == 450
     assert [len(facts[split]["voices"]) for split in ("train", "validation", "test")] == [40, 3, 8]
     made = facts["train"]["question_clips"]  # a clip that no row happens to draw is not made
+    assert made == len({row["speech"] for row in rows if row["split"] == "train" and row["question"]})
     assert 0.99 * 107 * demo.CLIPS_PER_QUESTION <= made <= 107 * demo.CLIPS_PER_QUESTION
     assert all((built.parent / row[name]).is_file() for row in rows for name in ("image", "speech") if row[name])
 

@@ -168,6 +168,7 @@ def test_an_epoch_that_moves_media_renders_nothing_anew(folder):
     made.clear()
     again = loader.step(0)
     later = loader.step(rows - 1)
+    list(loader.evaluation())
     assert not made, "another epoch, and a step once more, cost no rendering"
     assert torch.equal(first[0].tokens.media[0].values, again[0].tokens.media[0].values)
     assert later[0].tokens.media, "control: there are pictures in it"

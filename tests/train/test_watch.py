@@ -232,7 +232,7 @@ def test_compiling_that_does_not_help_is_undone(session, monkeypatch):
         pass
     times = iter([(1.0, 100.0), (0.5, 100.0)])
     monkeypatch.setattr(f, "timed", lambda *a: next(times))
-    monkeypatch.setattr(f, "fed", lambda session: 0.5)
+    monkeypatch.setattr(f, "fed", lambda session, pace: 0.5)
     found, recipe = f.forecast(session, [session.loader.step(0)], say=said.append)
     assert recipe.train.options.compile == "on" and found.step == 0.5 and f.is_compiled(session.model)
     with eager(session.model):
@@ -314,3 +314,12 @@ def test_small_things():
         with autocast(cpu, dtype):
             assert str((a @ a).dtype) == f"torch.{dtype}"
     assert Recipe().train.options.dtype == "auto"
+
+
+def test_the_forecast_is_fed_few_steps_where_they_are_slow(session, monkeypatch):
+    taken: list[int] = []
+    real = f.step
+    monkeypatch.setattr(f, "step", lambda *given: taken.append(1) or real(*given))
+    assert f.fed(session, 0.001) > 0 and len(taken) == f.FED
+    taken.clear()
+    assert f.fed(session, 10.0) > 0 and len(taken) == f.TIMED, "a large model's steps are no minute of waiting"

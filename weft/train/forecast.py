@@ -30,7 +30,7 @@ COMPILE = ("auto", "on", "off")
 COMPILING = 35.0  # seconds that compiling takes where it was never done (17-37 s seen on two cores)
 GAIN = {"bfloat16": 1.4, "float32": 1.8}  # how much faster a compiled step is, seen on two cores
 TIMED = 3  # steps timed, after one that warms up
-FED = 15  # steps with the loader beside them that the forecast rests on
+FED, FEEDING = 15, 6.0  # steps with the loader beside them that the forecast rests on, of about so many seconds in all
 SLACK = 1.03  # later steps are this much slower than the ones timed: the machine is not alone
 HELD = 2  # steps' worth of held-out rows that one validation looks at, at most
 BLIND = 2  # times the blind-modality alarm is run
@@ -95,7 +95,7 @@ def forecast(
         compiling, pace = compiled(session, batches, pace, say)
         will = is_compiled(session.model)
     if not trial:
-        pace = fed(session)
+        pace = fed(session, pace)
     checkpoint.fill(session.model, start)
     session.optimizer, session.state = Optimizer(session.model, train), State()
     steps = train.steps or max(1, math.floor(left() / (pace * SLACK) - watching(train, columns)))
@@ -159,23 +159,24 @@ def timed(session: Session, batches: Sequence[Sequence[Batch]]) -> tuple[float, 
     return sorted(r.seconds for r in reports[1:])[TIMED // 2], sum(r.tokens for r in reports[1:]) / TIMED
 
 
-def fed(session: Session) -> float:
-    """Seconds of a step, the median of FED, while the loader makes the next ones beside it. Weights move.
+def fed(session: Session, pace: float) -> float:
+    """Seconds of a step, the median of some, while the loader makes the next ones beside it. Weights move.
 
     On a processor they share it: on two cores the demo's steps took a quarter longer than the same batches did again.
     """
-    for number in range(FED):
+    count = min(FED, max(TIMED, math.ceil(FEEDING / pace)))
+    for number in range(count):
         session.loader.step(number)  # media are opened here, which most steps need not do
     session.loader.assembler.forget()
     batches = session.loader.iterate(0)
     try:
         seconds = []
-        for _ in range(FED):
+        for _ in range(count):
             began = time.perf_counter()
             seconds.append(step(session, next(batches), began).seconds)
     finally:
         batches.close()
-    return sorted(seconds)[FED // 2]
+    return sorted(seconds)[count // 2]
 
 
 def pays(train: TrainRecipe, pace: float, left: float) -> bool:
