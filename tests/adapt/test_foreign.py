@@ -11,6 +11,8 @@ import torch
 
 import weft
 from weft.arrows.chat import read
+from weft.arrows.resolve import resolve
+from weft.data.loader import Loader
 from weft.run import Run
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "arrows"))
@@ -67,6 +69,20 @@ def test_the_text_block_is_first_with_the_same_ids(run: Run) -> None:
 def test_plan_shows_that_the_assistant_is_trained(world: Path) -> None:
     found = weft.plan(str(world / "talk.jsonl"), "messages ->", overrides=[f'model.source="{world / "model"}"', *QUICK])
     assert "assistant⏎ «it is" in found.samples[0] and "<|im_end|>»" in found.samples[0], found.samples[0]
+
+
+def test_two_questions_to_one_conversation_share_it(world: Path) -> None:
+    said = [[{"role": "user", "content": f"say {i} " * 4}, {"role": "assistant", "content": "it is"}] for i in range(60)]
+    rows = [{"chat": turns, "short": f"no {i}", "mood": ("glad", "sad")[i % 2]} for i, turns in enumerate(said)]
+    arrows = ("chat:messages -> short:text", "chat:messages -> mood:label")
+    words = [f'model.source="{world / "model"}"', *QUICK]
+    both = weft.train(rows, *arrows, out=world / "both", steps=2, overrides=words)
+    loader = Loader(
+        both.table, both.renderer, arrows=both.arrows, recipe=both.recipe, split=both.split,
+        resolutions=[resolve(arrow, both.renderer.columns, "decoder") for arrow in both.arrows],
+    )  # fmt: skip
+    documents = [doc for rows in loader.round(0).step(0) for row in rows for doc in row]
+    assert any(len(doc.samples) == 2 for doc in documents), "the conversation stands once, both answers behind it"
 
 
 def test_it_learns_and_answers(run: Run) -> None:

@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ from weft.modalities.text import TextCodec
 from weft.model import Model, build
 from weft.recipe import ModelRecipe, Recipe
 from weft.run import Run
+from weft.train.forecast import compilable
 from weft.train.once import Once, resting
 from weft.train.prepare import Prepared, prepare
 from weft.train.session import loader_of, make_recipe
@@ -187,6 +189,18 @@ def test_what_is_computed_once_is_what_the_encoder_gives(made: dict, fusion: str
     count = once.count
     once(plain)
     assert once.count == count > 0, "known by then"
+
+
+def test_encoders_that_are_asked_once_are_not_compiled(made: dict) -> None:
+    """Their states may be made before compiling or, by a resumed run, after: the bits are to be the same."""
+    model, prepared = made["early"]
+    loader = loader_of(prepared, make_recipe_of(prepared))
+    session = SimpleNamespace(model=model, loader=loader)
+    towers = {id(m) for e in model.body.encoders.values() for m in e.modules()}
+    assert any(id(stack) in towers for stack in compilable(session)), "encoders that train are compiled"
+    loader.encode = Once(resting(model, {}), torch.device("cpu"), "float32")
+    found = compilable(session)
+    assert found and not any(id(stack) in towers for stack in found), "the language model's stack alone"
 
 
 def make_recipe_of(prepared: Prepared) -> Recipe:

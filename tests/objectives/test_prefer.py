@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ import weft
 from weft.core.view import Tokens
 from weft.data.loader import Loader
 from weft.errors import ArrowError, RecipeError
+from weft.evaluate.scoring import scores
 from weft.generate.predict import Predictor
 from weft.objectives import OBJECTIVES
 from weft.objectives.distill import softened
@@ -232,9 +234,22 @@ def test_eval_says_how_often_the_chosen_one_is_likelier(world: Path) -> None:
         start = [by_hand(Predictor(run, run.start()).model, run, line["row"]).tolist() for line in lines[:3]]
     assert np.allclose(hand, [[line["chosen"], line["rejected"]] for line in lines[:3]], atol=1e-3)
     assert np.allclose(start, [line["start"] for line in lines[:3]], atol=1e-3)
-    share = np.mean([line["chosen"] > line["rejected"] for line in lines])
+    share = np.mean([(line["chosen"] > line["rejected"]) + (line["chosen"] == line["rejected"]) / 2 for line in lines])
     assert found["accuracy"]["value"] == pytest.approx(share) and found["accuracy"]["n"] == len(lines) > 3
     gained = [line["chosen"] - line["start"][0] > line["rejected"] - line["start"][1] for line in lines]
     assert found["reward accuracy"]["value"] == pytest.approx(np.mean(gained))
     assert set(found["accuracy"]["baselines"]) == {"before training", "the shorter one"}
     assert not found["reward accuracy"]["baselines"], "the model before training gained nothing on itself"
+
+
+def test_equal_answers_are_a_coins_and_long_ones_are_left_out(world: Path) -> None:
+    lines = [{"chosen": c, "rejected": r, "start": [0.0, 0.0]} for c, r in ((-1, -1), (-1, -2), (-2, -2), (-3, -2))]
+    for found in scores("prefer", lines, "accuracy"):
+        assert found.value == pytest.approx(0.5), "one of two that differ, and two halves"
+    run = run_of(world, "dpo-long", steps=2)
+    whole = weft.evaluate(run, split="train", limit=20)[0]["n"]
+    longest = sorted(run.renderer.length(run.table.row(row), 0) for row in np.flatnonzero(run.split == "train")[:200])
+    run.recipe = replace(run.recipe, train=replace(run.recipe.train, length=longest[len(longest) // 2]))
+    said: list[str] = []
+    fewer = weft.evaluate(run, split="train", limit=20, say=said.append)[0]["n"]
+    assert 0 < fewer < whole and any("tokens; the context (train.length) is" in line for line in said), said

@@ -205,8 +205,8 @@ def test_compiling_is_for_long_runs():
 def test_a_machine_that_cannot_compile_goes_on_without_and_says_so(session, monkeypatch):
     said: list[str] = []
 
-    def broken(model):
-        for stack in model.stack_modules():
+    def broken(session):
+        for stack in session.model.stack_modules():
             stack._compiled_call_impl = lambda *a, **k: (_ for _ in ()).throw(RuntimeError("no C++ compiler"))
 
     monkeypatch.setattr(f, "compile_stacks", broken)
@@ -218,8 +218,8 @@ def test_a_machine_that_cannot_compile_goes_on_without_and_says_so(session, monk
 
 
 def test_compiling_that_does_not_help_is_undone(session, monkeypatch):
-    def useless(model):
-        for stack in model.stack_modules():
+    def useless(session):
+        for stack in session.model.stack_modules():
             stack._compiled_call_impl = stack._call_impl
 
     monkeypatch.setattr(f, "compile_stacks", useless)
@@ -320,6 +320,13 @@ def test_the_forecast_is_fed_few_steps_where_they_are_slow(session, monkeypatch)
     taken: list[int] = []
     real = f.step
     monkeypatch.setattr(f, "step", lambda *given: taken.append(1) or real(*given))
+    session.run.recipe = replace(session.run.recipe, train=replace(session.recipe, steps=0))
     assert f.fed(session, 0.001) > 0 and len(taken) == f.FED
     taken.clear()
     assert f.fed(session, 10.0) > 0 and len(taken) == f.TIMED, "a large model's steps are no minute of waiting"
+    taken.clear()
+    monkeypatch.setattr(f, "FEEDING", 0.0)  # as if all of it went by in the first steps
+    assert f.fed(session, 0.001) > 0 and len(taken) == f.TIMED, "nor are those of a slow loader"
+    taken.clear()
+    session.run.recipe = replace(session.run.recipe, train=replace(session.recipe, steps=2))
+    assert f.fed(session, 0.001) > 0 and len(taken) == 2, "a run of two steps is foreseen by two"

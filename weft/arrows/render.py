@@ -298,7 +298,8 @@ class Renderer:
         if blank(value):
             raise DataError("there is no value")
         ids = np.concatenate([ids for ids, _ in self._chat().turns(read_messages(value))])
-        return Span("ids", ids, advance=float(len(ids)), role=role, column=column)
+        key = ("messages", ids.tobytes()) if role == "input" else None
+        return Span("ids", ids, advance=float(len(ids)), role=role, column=column, key=key)
 
     # ------------------------------------------------------------------------------------------------ spans
 

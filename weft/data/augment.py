@@ -1,7 +1,7 @@
 """Media of an epoch, moved: pictures by pixels, sounds by bands, each by a hash of (seed, epoch, item).
 
-Samples are rendered once, as they are, and kept; what is moved is a copy of the values when a batch is put together. So
-an epoch costs no rendering, and every sample of an item shows it moved alike.
+What is moved is a copy of the values when a batch is put together. Samples for next-token prediction are rendered once,
+as they are, and kept, so that an epoch costs no rendering of them; every sample of an item shows it moved alike.
 """
 
 from __future__ import annotations

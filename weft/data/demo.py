@@ -86,7 +86,7 @@ def voices() -> dict[str, list[Voice]]:
     names = [f"{_ACCENTS[(i + 3 * turn) % len(_ACCENTS)]}+{name}" for turn in range(2) for i, name in enumerate(_TWICE)]
     names += [f"{_ACCENTS[i % len(_ACCENTS)]}+{name}" for i, name in enumerate(_ONCE)]
     by_split = {"train": names, **{split: list(held) for split, held in _HELD_OUT.items()}}
-    return {  # speed and pitch differ from voice to voice too, within the same bounds in every split
+    return {  # speed and pitch differ from voice to voice too; training clips are varied further (`varied`)
         split: [
             Voice(name, speed=155 + draw(name, 0, "speed") % 46, pitch=40 + draw(name, 0, "pitch") % 21)
             for name in names

@@ -84,7 +84,7 @@ class Loader:
         self.skips = Skips(len(table), recipe.train.options.skip_share) if skips is None else skips
         self.assembler = Assembler(table, renderer, arrows=self.arrows, skips=self.skips, recipe=recipe)
         self._given: dict[tuple[str, bytes], int] = {}
-        self._lock = threading.RLock()  # a validation asks for batches while the thread makes the next steps
+        self._lock = threading.RLock()  # `batch` and `evaluation` may be asked while the thread makes steps
         self.counts: dict[str, list[Counts]] = {}
         self._planners: dict[str, Planner] = {}
         self._rounds: dict[int, Round] = {}
@@ -103,12 +103,6 @@ class Loader:
         """Tokens of a step, padding included."""
         plan = self.round(0)
         return plan.places // plan.steps
-
-    @property
-    def steps_per_epoch(self) -> float:
-        """Steps in which every sample is seen as often as the mix says."""
-        plan = self.round(0)
-        return plan.steps / plan.epochs
 
     @property
     def padding(self) -> float:

@@ -173,6 +173,8 @@ class Bench:
                     self.read(kind, record[arrow.output])
             else:
                 self.renderer.render(record, number, row=row)
+            if arrow.kind == "prefer" and (long := self.renderer.length(record, number)) > self.predictor.length:
+                return f"row {row}: {long} tokens; the context (train.length) is {self.predictor.length}"
         except DataError as error:
             return str(error)
         return ""
@@ -368,7 +370,7 @@ class Bench:
     def _preferred(self, number: int, rows: np.ndarray, measured: Measured) -> None:
         """Two answers to a prompt, by the model and by what it started from."""
         if self.before is None:
-            self.before = Predictor(self.run, self.run.start())
+            self.before = Predictor(self.run, self.run.start(str(self.predictor.device)))
         found = teach(self.predictor, self.table, rows.tolist(), number)
         start = -teach(self.before, self.table, rows.tolist(), number)[..., 0]
         measured.lines = _pairs(rows, -found[..., 0], start)

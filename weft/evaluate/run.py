@@ -53,7 +53,7 @@ def evaluate(
         raise RunError(f"There is no split {split!r}. There is: {', '.join(SPLITS)}.")
     predictor = Predictor(run, model)
     chosen = [predictor.find(arrow) for arrow in arrows] if arrows else list(range(len(predictor.renderer.arrows)))
-    first = Predictor(run, run.start()) if before else None
+    first = Predictor(run, run.start(str(predictor.device))) if before else None
     bench = Bench(predictor, split, judge=judge, say=say, before=first)
     samples = Samples(run.path / "samples")
     results: list[dict[str, Any]] = []

@@ -56,11 +56,16 @@ def _preferences(lines: Lines) -> list[Score]:
     the accuracy of DPO's implicit reward (Rafailov et al. 2023, section 4).
     """
     own = np.array([(line["chosen"], line["rejected"]) for line in lines])
-    found = [metrics.hits("accuracy", own[:, 0] > own[:, 1])]
+    found = [metrics.mean("accuracy", _better(own))]
     if all("start" in line for line in lines):
         gain = own - np.array([line["start"] for line in lines])
-        found.append(metrics.hits("reward accuracy", gain[:, 0] > gain[:, 1]))
+        found.append(metrics.mean("reward accuracy", _better(gain)))
     return found
+
+
+def _better(pairs: np.ndarray) -> np.ndarray:
+    """(n,2) -> (n,): 1 where the first is larger, and half where neither is: a coin would decide."""
+    return (pairs[:, 0] > pairs[:, 1]) + 0.5 * (pairs[:, 0] == pairs[:, 1])
 
 
 def _bits(lines: Lines) -> Score:

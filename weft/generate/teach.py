@@ -32,7 +32,7 @@ def teach(predictor: Predictor, table: Table, rows: Sequence[int], arrow: int) -
 
     (n,2,3) for an arrow `prompt -> chosen > rejected`: of each of the two answers.
 
-    Rows longer than the context are scored in windows, as they are trained in.
+    Rows longer than the context are scored in windows, as they are trained in; pairs of answers have to fit.
     """
     model, renderer, length = predictor.model, predictor.renderer, predictor.length
     recipe = predictor.run.recipe

@@ -23,6 +23,7 @@ from weft.train import checkpoint
 from weft.train.fit import counting, foreseen
 from weft.train.loop import Session, State, step
 from weft.train.machine import autocast, free_memory, peak_memory, told
+from weft.train.once import Once
 from weft.train.optim import Optimizer
 
 Say = Callable[[str], None]
@@ -30,7 +31,7 @@ COMPILE = ("auto", "on", "off")
 COMPILING = 35.0  # seconds that compiling takes where it was never done (17-37 s seen on two cores)
 GAIN = {"bfloat16": 1.4, "float32": 1.8}  # how much faster a compiled step is, seen on two cores
 TIMED = 3  # steps timed, after one that warms up
-FED, FEEDING = 15, 6.0  # steps with the loader beside them that the forecast rests on, of about so many seconds in all
+FED, FEEDING = 15, 6.0  # steps with the loader beside them that the forecast rests on, and the seconds given to each pass
 SLACK = 1.03  # later steps are this much slower than the ones timed: the machine is not alone
 HELD = 2  # steps' worth of held-out rows that one validation looks at, at most
 BLIND = 2  # times the blind-modality alarm is run
@@ -88,7 +89,7 @@ def forecast(
     left = lambda: 60 * train.minutes - spent - (time.perf_counter() - began)
     compiling = 0.0
     will = train.options.compile == "on" or (train.options.compile == "auto" and pays(train, pace, left()))
-    will = will and any(stack.compiles for stack in session.model.stack_modules())
+    will = will and bool(compilable(session))
     if will and trial:
         compiling, pace, spent = COMPILING, pace / GAIN[train.options.dtype], spent + COMPILING
     elif will:
@@ -164,19 +165,21 @@ def fed(session: Session, pace: float) -> float:
 
     On a processor they share it: on two cores the demo's steps took a quarter longer than the same batches did again.
     """
-    count = min(FED, max(TIMED, math.ceil(FEEDING / pace)))
-    for number in range(count):
-        session.loader.step(number)  # media are opened here, which most steps need not do
+    most = min(FED, max(TIMED, math.ceil(FEEDING / pace)), session.recipe.steps or FED)
+    enough = lambda done, began: done >= most or (done >= TIMED and time.perf_counter() - began > FEEDING)
+    began, ready = time.perf_counter(), 0
+    while not enough(ready, began):
+        session.loader.step(ready)  # media are opened here, which most steps need not do
+        ready += 1
     session.loader.assembler.forget()
     batches = session.loader.iterate(0)
     try:
-        seconds = []
-        for _ in range(count):
-            began = time.perf_counter()
-            seconds.append(step(session, next(batches), began).seconds)
+        began, seconds = time.perf_counter(), []
+        while not enough(len(seconds), began) and len(seconds) < ready:
+            seconds.append(step(session, next(batches), time.perf_counter()).seconds)
     finally:
         batches.close()
-    return sorted(seconds)[count // 2]
+    return sorted(seconds)[len(seconds) // 2]
 
 
 def pays(train: TrainRecipe, pace: float, left: float) -> bool:
@@ -189,7 +192,7 @@ def compiled(session: Session, batches: Sequence[Sequence[Batch]], pace: float, 
     """Compile the stacks; seconds that it took, and of a step now. Undone where it fails or does not help."""
     must = session.recipe.options.compile == "on"
     began = time.perf_counter()
-    compile_stacks(session.model)
+    compile_stacks(session)
     try:
         step(session, batches[0], began)
     except Exception as error:
@@ -210,11 +213,19 @@ def compiled(session: Session, batches: Sequence[Sequence[Batch]], pace: float, 
     return compiling, faster
 
 
-def compile_stacks(model: Model) -> None:
+def compile_stacks(session: Session) -> None:
     """Mark the stacks; they are compiled by their first step. Batches have one shape, so one graph each is enough."""
-    for stack in model.stack_modules():
-        if stack.compiles:
-            stack.compile(dynamic=False)
+    for stack in compilable(session):
+        stack.compile(dynamic=False)
+
+
+def compilable(session: Session) -> list[Slot]:
+    """The stacks worth compiling: not those of encoders that the loader asks once for each item, by themselves, whose
+    bits must not depend on whether they were asked before or after compiling.
+    """
+    once = session.loader.encode
+    alone = {id(m) for e in once.encoders.values() for m in e.modules()} if isinstance(once, Once) else set()
+    return [stack for stack in session.model.stack_modules() if stack.compiles and id(stack) not in alone]
 
 
 def uncompile(model: Model) -> None:

@@ -289,7 +289,7 @@ def reopen(run: Run) -> tuple[Session, Prepared]:
     )
     session = assemble(run, prepared, pick_device())
     if run.recipe.train.options.compile == "on":
-        compile_stacks(session.model)
+        compile_stacks(session)
     there = restore(session, speak)
     if session.state.step < run.recipe.train.steps:
         run.record(event="resume", step=session.state.step)
