@@ -72,7 +72,8 @@ def test_plan_shows_that_the_assistant_is_trained(world: Path) -> None:
 
 
 def test_two_questions_to_one_conversation_share_it(world: Path) -> None:
-    said = [[{"role": "user", "content": f"say {i} " * 4}, {"role": "assistant", "content": "it is"}] for i in range(60)]
+    reply = {"role": "assistant", "content": "it is"}
+    said = [[{"role": "user", "content": f"say {i} " * 4}, reply] for i in range(60)]
     rows = [{"chat": turns, "short": f"no {i}", "mood": ("glad", "sad")[i % 2]} for i, turns in enumerate(said)]
     arrows = ("chat:messages -> short:text", "chat:messages -> mood:label")
     words = [f'model.source="{world / "model"}"', *QUICK]

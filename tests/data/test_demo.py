@@ -19,7 +19,7 @@ from weft.errors import DataError, WeftError
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory) -> Path:
-    """The whole table but for its sounds, which take half a minute."""
+    """The whole table but for its sounds, which take most of the time."""
     patch = pytest.MonkeyPatch()
     patch.setattr(demo, "speak_all", lambda clips, folder, processes: [_touch(folder / clip.path) for clip in clips])
     yield demo.build(tmp_path_factory.mktemp("demo") / "table")

@@ -253,3 +253,16 @@ def test_equal_answers_are_a_coins_and_long_ones_are_left_out(world: Path) -> No
     said: list[str] = []
     fewer = weft.evaluate(run, split="train", limit=20, say=said.append)[0]["n"]
     assert 0 < fewer < whole and any("tokens; the context (train.length) is" in line for line in said), said
+
+
+def test_reward_accuracy_is_compared_from_one_start_only(world: Path) -> None:
+    one, two = (run_of(world, f"dpo-side{lr}", f"train.lr={lr}", steps=4) for lr in (0.01, 0.02))
+    for run in (one, two):
+        weft.evaluate(run, split="train", limit=20)
+    found = weft.compare(one, two, split="train")
+    assert {line["metric"] for line in found} == {"accuracy", "reward accuracy"} and not found.notes
+    path = next((two.path / "predictions").iterdir())
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(line | {"start": [-1.0, -2.0]}) + "\n" for line in lines))
+    found = weft.compare(one, two, split="train")
+    assert [line["metric"] for line in found] == ["accuracy"] and "different weights" in str(found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +13,22 @@ from weft.evaluate.scoring import Parts, scores
 from weft.evaluate.show import slug
 from weft.run import Run
 
+ROUNDING = 0.01  # nats by which the same weights may differ between two machines
+
 
 class Comparison(list[dict[str, Any]]):
     """Lines {arrow, split, metric, a, b, difference, low, high, p, n, hash}; printed as a table.
 
     trained  parameters that each of the runs trained, by its path
+    notes    what is left out, and why
     """
 
     trained: dict[str, int]
+    notes: list[str]
 
     def __init__(self, trained: dict[str, int] | None = None) -> None:
         super().__init__()
-        self.trained = trained or {}
+        self.trained, self.notes = trained or {}, []
 
     def __str__(self) -> str:
         titles = ("arrow", "metric", "first", "second", "second - first", "95 % interval", "p", "rows")
@@ -38,7 +43,7 @@ class Comparison(list[dict[str, Any]]):
         told = ["  ".join(c.ljust(width) for c, width in zip(line, widths, strict=True)).rstrip() for line in lines]
         if self.trained:
             told.append("trained parameters: " + ", ".join(f"{path} {n:,}" for path, n in self.trained.items()))
-        return "\n".join(told)
+        return "\n".join([*told, *self.notes])
 
 
 def compare(run: Run | str | Path, other: Run | str | Path, *, split: str = "test", seed: int = 0) -> Comparison:
@@ -64,6 +69,9 @@ def compare(run: Run | str | Path, other: Run | str | Path, *, split: str = "tes
         rows = [lines(one.path, arrow, split) for one in (a, b)]
         if not all(rows):
             continue  # measured without a judge: nothing of it belongs to a row
+        if not _one_start(*rows):
+            rows = [[{key: value for key, value in line.items() if key != "start"} for line in one] for one in rows]
+            found.notes.append(f"'{arrow}': reward accuracy is left out, since the runs started from different weights")
         mine, theirs = (scores(kind, one, headline) for one in rows)
         for x, y in zip(mine, theirs, strict=True):
             if x.missing or y.missing:
@@ -85,6 +93,12 @@ def compare(run: Run | str | Path, other: Run | str | Path, *, split: str = "tes
                 }
             )
     return found
+
+
+def _one_start(mine: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether what both were before training, where lines say it, gave the answers the same log probabilities."""
+    pairs = [(a["start"], b["start"]) for a, b in zip(mine, theirs, strict=True) if "start" in a and "start" in b]
+    return all(abs(x - y) < ROUNDING for a, b in pairs for x, y in zip(a, b, strict=True))
 
 
 def _open(run: Run | str | Path) -> Run:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from weft.core.slot import Slot
 from weft.data.batch import Batch
 from weft.errors import RecipeError, nearest
 from weft.model import Model
@@ -31,7 +32,7 @@ COMPILE = ("auto", "on", "off")
 COMPILING = 35.0  # seconds that compiling takes where it was never done (17-37 s seen on two cores)
 GAIN = {"bfloat16": 1.4, "float32": 1.8}  # how much faster a compiled step is, seen on two cores
 TIMED = 3  # steps timed, after one that warms up
-FED, FEEDING = 15, 6.0  # steps with the loader beside them that the forecast rests on, and the seconds given to each pass
+FED, FEEDING = 15, 6.0  # steps with the loader beside them that the forecast rests on, and seconds for each pass
 SLACK = 1.03  # later steps are this much slower than the ones timed: the machine is not alone
 HELD = 2  # steps' worth of held-out rows that one validation looks at, at most
 BLIND = 2  # times the blind-modality alarm is run
