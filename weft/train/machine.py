@@ -16,6 +16,7 @@ from weft.errors import RecipeError, nearest
 
 GIVE_BACK = 25  # steps
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # constants of malloc.h
+_MOST = 32 << 20  # bytes: DEFAULT_MMAP_THRESHOLD_MAX of glibc, more than which older ones refuse
 UNKNOWN = 2 << 30  # bytes taken to be free where the machine does not say
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -113,17 +114,25 @@ def eager(model: nn.Module) -> Iterator[None]:
             module._compiled_call_impl = call
 
 
-def hold_memory(device: torch.device) -> None:
+@contextlib.contextmanager
+def held_memory(device: torch.device) -> Iterator[None]:
     """Keep freed memory for the next step, where the allocator would hand it back (glibc's, on Linux).
 
     Large blocks that are handed back are mapped anew by the next step: each of the demo's had 30,000 page faults and
-    took a tenth longer. What is held too long goes back by `give_back`.
+    took a tenth longer. What is held too long goes back by `give_back`, and all of it at the end.
     """
-    if device.type == "cpu" and sys.platform == "linux":
-        option = getattr(ctypes.CDLL(None), "mallopt", None)
-        if option is not None:
-            _ = option(_MMAP_THRESHOLD, 1 << 30) or option(_MMAP_THRESHOLD, 32 << 20)  # the most that older ones take
-            option(_TRIM_THRESHOLD, (1 << 31) - 1)
+    option = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" and device.type == "cpu" else None
+    if option is None:  # other libraries of C have none
+        yield
+        return
+    _ = option(_MMAP_THRESHOLD, 1 << 30) or option(_MMAP_THRESHOLD, _MOST)
+    option(_TRIM_THRESHOLD, (1 << 31) - 1)
+    try:
+        yield
+    finally:  # as glibc itself has it after large blocks came and went
+        option(_MMAP_THRESHOLD, _MOST)
+        option(_TRIM_THRESHOLD, 2 * _MOST)
+        give_back(device)
 
 
 def give_back(device: torch.device) -> None:

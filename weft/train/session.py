@@ -46,7 +46,7 @@ from weft.train.keep import keep
 from weft.train.keep import told as kept_told
 from weft.train.loop import Interrupt, Session, Watcher, restore, save
 from weft.train.machine import describe as describe_machine
-from weft.train.machine import hold_memory, peak_memory, pick_device, pick_dtype, told
+from weft.train.machine import held_memory, peak_memory, pick_device, pick_dtype, told
 from weft.train.once import Once, resting
 from weft.train.optim import Optimizer
 from weft.train.prepare import Prepared, prepare, produced, producing, resolved, understand
@@ -96,7 +96,7 @@ def train(
         out = Path(out or recipe.out or free(name_of(recipe, source)))
         run = Run.create(out, replace(recipe, out=str(out)), shlex.join(["weft", *sys.argv[1:]]), source)
     try:
-        with run.lock():
+        with run.lock(), held_memory(pick_device()):
             go(run, began)
     except WeftError:
         if resume is None and not is_prepared(run):  # nothing is lost: the same --out may be given again
@@ -311,7 +311,6 @@ def code_ahead(prepared: Prepared) -> None:
 
 def assemble(run: Run, prepared: Prepared, device: torch.device) -> Session:
     """Model, optimiser and loader at step 0."""
-    hold_memory(device)
     model = make(prepared.config, run.recipe, prepared.base, prepared.start).to(device)
     if run.recipe.model.embeddings:
         speak(give(model, prepared.renderer, run.recipe.model.embeddings, run.recipe.model.source))
