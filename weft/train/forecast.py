@@ -97,7 +97,7 @@ def forecast(
         compiling, pace = compiled(session, batches, pace, say)
         will = is_compiled(session.model)
     if not trial:
-        pace = fed(session, pace)
+        pace = fed(session, pace, train.steps or left() / pace)
     checkpoint.fill(session.model, start)
     session.optimizer, session.state = Optimizer(session.model, train), State()
     steps = train.steps or max(1, math.floor(left() / (pace * SLACK) - watching(train, columns)))
@@ -161,22 +161,24 @@ def timed(session: Session, batches: Sequence[Sequence[Batch]]) -> tuple[float, 
     return sorted(r.seconds for r in reports[1:])[TIMED // 2], sum(r.tokens for r in reports[1:]) / TIMED
 
 
-def fed(session: Session, pace: float) -> float:
+def fed(session: Session, pace: float, steps: float) -> float:
     """Seconds of a step, the median of some, while the loader makes the next ones beside it. Weights move.
 
     On a processor they share it: on two cores the demo's steps took a quarter longer than the same batches did again.
+    Media are opened before where a run of so many `steps` sees most of them more than once.
     """
     most = min(FED, max(TIMED, math.ceil(FEEDING / pace)), session.recipe.steps or FED)
     enough = lambda done, began: done >= most or (done >= TIMED and time.perf_counter() - began > FEEDING)
-    began, ready = time.perf_counter(), 0
-    while not enough(ready, began):
-        session.loader.step(ready)  # media are opened here, which most steps need not do
-        ready += 1
-    session.loader.assembler.forget()
+    plan, began, ready = session.loader.round(0), time.perf_counter(), 0
+    if steps > 2 * plan.steps / plan.epochs:
+        while not enough(ready, began):
+            session.loader.step(ready)  # media are opened here, which most steps need not do
+            ready += 1
+        session.loader.assembler.forget()
     batches = session.loader.iterate(0)
     try:
         began, seconds = time.perf_counter(), []
-        while not enough(len(seconds), began) and len(seconds) < ready:
+        while not enough(len(seconds), began) and len(seconds) < (ready or most):
             seconds.append(step(session, next(batches), time.perf_counter()).seconds)
     finally:
         batches.close()
