@@ -272,6 +272,24 @@ def test_predict_writes_pictures_and_sounds_and_never_over_others(fake: Callable
     assert (tmp_path / "speech.wav").read_bytes()[:4] == b"RIFF"
 
 
+def test_predict_writes_where_out_says(fake: Callable, tmp_path: Path) -> None:
+    fake("predict", [np.zeros((8, 8, 3), np.uint8)])
+    draw = ("predict", "runs/mine", "caption -> image", "--caption", "a red circle", "--out")
+    named = tmp_path / "made" / "circle.png"
+    assert run(*draw, str(named)).out == f"{named}\n" and named.is_file(), "a single picture's file by its name"
+    (tmp_path / "notes.py").write_text("kept")
+    found = run(*draw, str(tmp_path / "notes.py"))
+    assert found.code == 0 and (tmp_path / "notes.py").read_text() == "kept" and Path(found.out.strip()).is_file()
+    calls = fake("predict", ["blue"])
+    ask = ("predict", "runs/mine", VQA, "--image", "cat.png", "--question", "why?", "--out")
+    assert run(*ask, str(tmp_path / "a.txt")).out == "blue\n" and (tmp_path / "a.txt").read_text() == "blue\n"
+    assert run(*ask, str(tmp_path / "a.jsonl")).code == 0
+    assert json.loads((tmp_path / "a.jsonl").read_text()) == {"answer": "blue"}
+    done = len(calls)
+    found = run(*ask, str(tmp_path / "a.txt" / "b.txt"))
+    assert found.code == 2 and "a.txt is a file" in found.err and len(calls) == done, "before the model runs"
+
+
 def test_predict_refuses_unknown_columns_before_it_loads_a_model(fake: Callable) -> None:
     calls = fake("predict", ["blue"])
     found = run("predict", "runs/mine", VQA, "--imag", "cat.png", "--question", "why?")

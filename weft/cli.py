@@ -206,7 +206,8 @@ def predict(
                      help="One of the run's arrows, then its inputs: --image cat.png --question 'what colour is it?'. "
                           "With a pretrained Whisper in place of a run: 'audio -> text', then sound files.")],
     table: Annotated[str | None, typer.Option(help="Many rows at once, from this table.", show_default=False)] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for pictures and sounds; RUN/predictions unless said.",
+    out: Annotated[Path | None, typer.Option(help="Folder for pictures and sounds (RUN/predictions unless said), or "
+                                            "the file of a single one; for texts a file, one on each line.",
                    show_default=False)] = None,
     temperature: Annotated[float | None, typer.Option(help="0: the likeliest token. Unless said: 0, for pictures 1.",
                            show_default=False)] = None,
@@ -220,6 +221,7 @@ def predict(
 ) -> None:  # fmt: skip
     """Produce an arrow's output. Text is printed; pictures and sounds become files, whose paths are printed."""
     from weft.arrows.grammar import parse
+    from weft.cli_out import checked, present
     from weft.convert.load import foreign
 
     parsed = parse(arrow)
@@ -232,11 +234,12 @@ def predict(
         rows = table_rows(table, parsed)
     else:
         rows = [check_inputs(parsed, given)]
+    out = checked(out) if out else None  # before the work is done
     values = weft.predict(
         run, arrow, rows, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, adapter=adapter
     )
     name = parsed.outputs[0].name
-    shown = [present(value, out or run / "predictions", name) for value in values]
+    shown = present(values, out, run / "predictions", name)
     if json:
         print_json(
             [{"arrow": str(parsed), "inputs": row, "output": text} for row, text in zip(rows, shown, strict=True)]
@@ -449,27 +452,6 @@ def table_rows(source: str, arrow: Arrow) -> list[dict[str, Any]]:
 
 
 # ------------------------------------------------------------------------------------------------ printing
-
-
-def present(value: Any, folder: Path, name: str) -> str:
-    """Text as it is; a picture (H,W,3) uint8 as a PNG, a sound (samples,) float at 16 kHz as a WAV: the file's path."""
-    if not hasattr(value, "dtype"):
-        return str(value)
-    if value.ndim == 3:
-        from weft.modalities.image import to_png as encode
-
-        suffix = ".png"
-    else:
-        from weft.modalities.audio import to_wav as encode
-
-        suffix = ".wav"
-    folder.mkdir(parents=True, exist_ok=True)
-    path, number = folder / f"{name}{suffix}", 1
-    while path.exists():  # never over an earlier one
-        number += 1
-        path = folder / f"{name}-{number}{suffix}"
-    path.write_bytes(encode(value))
-    return str(path)
 
 
 def print_json(value: Any) -> None:

@@ -67,6 +67,8 @@ class Embedder:
 
     def fitting(self, ids: np.ndarray, number: int, cut: bool) -> np.ndarray:
         """The ids, if they are not too many; cut before what closes them."""
+        if not len(ids):
+            raise DataError(f"Text {number} (counted from 0) is empty: this model reads one token or more. Drop it.")
         if len(ids) <= self.longest:
             return ids
         if not cut:
@@ -133,6 +135,8 @@ def embed_file(
     target = Path(out) if out else path.with_suffix(".npy")
     if target.suffix not in (".npy", ".jsonl"):
         raise RecipeError(f"{target} is neither .npy nor .jsonl.")
+    if not target.absolute().parent.is_dir():
+        raise RecipeError(f"{target.parent} is no folder: {target.name} cannot be written there. Give another --out.")
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:

@@ -45,8 +45,9 @@ class ChatTemplate:
         self.saved = saved
         if not saved.template:
             raise ConvertError(
-                "This model has no chat template: it was not trained to chat. Complete texts with it (weft predict), "
-                "or take a model for chat, such as smollm2."
+                "This model has no chat template. A run trained on `messages ->` with roles of weft's own answers by "
+                "weft predict RUN 'messages ->' --messages TEXT, others complete texts; or take a model for chat, such "
+                "as smollm2."
             )
         if len(saved.template) > LONGEST:
             raise ConvertError(f"The chat template has {len(saved.template):,} characters; {LONGEST:,} at most.")

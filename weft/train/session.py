@@ -434,5 +434,7 @@ def finish(session: Session, prepared: Prepared, stopped: str, seconds: float) -
     parts = (f"{seconds / 60:.1f} minutes{soon}",
              f"{told(was['memory'])}, {told(promised['memory'])} foreseen")  # fmt: skip
     speak("; ".join(parts))
+    if skipped:
+        speak(f"left out: {skipped} x a row for an arrow, each with its reason in {run.path / SKIPPED}")
     if said := kept_told(run.metrics("event")):
         speak(said)
