@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+import weft
 from weft.data import readers
 from weft.data.sources import Table, open_table
 from weft.errors import DataError
@@ -290,3 +291,12 @@ def test_the_demo_is_a_table_by_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     put(tmp_path / "demo" / "metadata.csv", "other\nb\n")
     assert open_table("demo").columns == ("other",), "a folder of that name comes first"
+
+
+def test_a_file_name_that_is_said_to_be_text_stays_as_it_is_written(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("image,caption\n" + "".join(f"{i}.png,picture {i}\n" for i in range(20)))
+    found = weft.plan(str(tmp_path / "t.csv"), "image:text -> caption:text")
+    shown = "\n".join(found.samples)
+    assert ".png" in shown and str(tmp_path) not in shown, shown
+    cell = open_table(tmp_path / "t.csv").row(3)["image"]
+    assert cell == tmp_path / "3.png" and cell.written == "3.png", "a picture is found from anywhere"

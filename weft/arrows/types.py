@@ -159,7 +159,7 @@ def as_text(value: Any, column: str) -> str:
     if isinstance(value, str):
         return value
     if isinstance(value, bool | int | float | np.generic | PurePath):
-        return str(value)
+        return getattr(value, "written", str(value))  # a file's name as the table has it, not where it lies here
     raise DataError(f"column {column!r} holds {type(value).__name__} {_example(value)}; text or a number was expected")
 
 

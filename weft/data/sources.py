@@ -42,6 +42,12 @@ THREADS = 4  # threads that read files to be told apart
 METADATA = ("metadata.csv", "metadata.tsv", "metadata.jsonl", "metadata.parquet")
 
 
+class Found(type(Path())):
+    """Where the file of a cell is; `written` is the cell itself, for columns that are said to be text after all."""
+
+    written: str
+
+
 class Table:
     """Named columns of equal length.
 
@@ -60,7 +66,7 @@ class Table:
         self.folder = folder
         self.name = name
         self._digests: dict[tuple[str, int, int], bytes] = {}
-        self._files: dict[str, Path] = {}
+        self._files: dict[str, Found] = {}
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -93,7 +99,8 @@ class Table:
         if isinstance(value, str) and name in self._paths:
             known = self._files.get(value)
             if known is None:  # many rows share a file, and a Path takes longer to make than a row to read
-                known = self._files[value] = Path(os.path.join(self._base, value))
+                known = self._files[value] = Found(os.path.join(self._base, value))
+                known.written = value
             return known
         if isinstance(value, Mapping) and {"bytes", "path"} & set(value):  # as the `datasets` library stores media
             return value["bytes"] if value.get("bytes") is not None else self._cell(name, value.get("path"))
