@@ -285,6 +285,7 @@ def test_predict_writes_where_out_says(fake: Callable, tmp_path: Path) -> None:
     assert run(*ask, str(tmp_path / "a.txt")).out == "blue\n" and (tmp_path / "a.txt").read_text() == "blue\n"
     assert run(*ask, str(tmp_path / "a.jsonl")).code == 0
     assert json.loads((tmp_path / "a.jsonl").read_text()) == {"answer": "blue"}
+    assert run(*ask, str(tmp_path)).code == 0 and (tmp_path / "answer.txt").read_text() == "blue\n", "into a folder"
     done = len(calls)
     found = run(*ask, str(tmp_path / "a.txt" / "b.txt"))
     assert found.code == 2 and "a.txt is a file" in found.err and len(calls) == done, "before the model runs"

@@ -24,15 +24,14 @@ def checked(out: Path) -> Path:
 def present(values: Sequence[Any], out: Path | None, folder: Path, name: str) -> list[str]:
     """Texts as they are; pictures (H,W,3) uint8 and sounds (samples,) float at 16 kHz as the paths of their files.
 
-    out     texts: the file for them, one on each line (.jsonl: as JSON); a single medium: its file, if it ends as one;
-            else the folder of the media
+    out     texts: their file, one on each line (.jsonl: as JSON), or a folder that is there; a single medium: its
+            file, if it ends as one; else the folder of the media
     folder  of media, where `out` is not given
     """
     if not any(hasattr(value, "dtype") for value in values):
         shown = [str(value) for value in values]
         if out is not None:
-            if out.is_dir():
-                raise RecipeError(f"{out} is a folder; for texts --out is a file, such as {out / f'{name}.txt'}.")
+            out = out / f"{name}.txt" if out.is_dir() else out
             lines = [json.dumps({name: one}, ensure_ascii=False) for one in shown] if out.suffix == ".jsonl" else shown
             out.parent.mkdir(parents=True, exist_ok=True)
             out.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
