@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from weft.errors import RecipeError
+from weft.run import replace_text
 
 
 def checked(out: Path) -> Path:
@@ -34,7 +35,7 @@ def present(values: Sequence[Any], out: Path | None, folder: Path, name: str) ->
             out = out / f"{name}.txt" if out.is_dir() else out
             lines = [json.dumps({name: one}, ensure_ascii=False) for one in shown] if out.suffix == ".jsonl" else shown
             out.parent.mkdir(parents=True, exist_ok=True)
-            out.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+            replace_text(out, "".join(line + "\n" for line in lines))
         return shown
     return [_file(value, out or folder, name, alone=out is not None and len(values) == 1) for value in values]
 

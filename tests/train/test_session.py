@@ -87,12 +87,13 @@ def test_too_many_bad_rows_stop_the_run_and_are_listed(tmp_path):
     assert len(listed(tmp_path / "run")) == 3, "the third was one too many"
 
 
-def test_bad_rows_of_the_validation_are_listed_too(tmp_path):
+def test_bad_rows_of_the_validation_are_listed_too(tmp_path, capsys):
     data = pictures(tmp_path / "data", broken=(3, 4))
     run = train(
         data, "image -> colour", out=tmp_path / "run", steps=2, overrides=[*PICTURES, "train.options.skip_share=0.1"]
     )
     assert listed(run.path) == [3, 4], "row 4 is held out"
+    assert "left out: 2 x a row" in capsys.readouterr().err, "and it is said"
     assert run.metrics("event")[-1]["skipped"] == 2
 
 

@@ -80,8 +80,12 @@ def free_memory(device: torch.device) -> int:
         with open("/proc/meminfo", encoding="ascii") as file:
             lines = dict(line.split(":", 1) for line in file)
         return int(lines["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError):
-        pass
+    except (OSError, KeyError):  # no /proc, or a kernel before 3.14
+        return _half_of_all()
+
+
+def _half_of_all() -> int:
+    """Bytes: half of what the machine has, or UNKNOWN."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
     except (AttributeError, ValueError, OSError):  # Windows has no sysconf, others not these names
