@@ -213,6 +213,8 @@ def predict(
                            show_default=False)] = None,
     top_k: Annotated[int, typer.Option(help="Only the k likeliest tokens; 0: all.")] = 0,
     top_p: Annotated[float, typer.Option(help="Only the likeliest tokens that make up this share.")] = 1.0,
+    guidance: Annotated[float | None, typer.Option(help="How much of what the words change, where the run learned it. "
+                                                   "Unless said: 1, for pictures 2.", show_default=False)] = None,
     seed: Annotated[int, typer.Option(help="For temperature > 0.")] = 0,
     adapter: Annotated[str, typer.Option(metavar="NAME", help="One of RUN/adapters, or a path; none: the base alone.",
                        show_default=False)] = "",
@@ -236,8 +238,9 @@ def predict(
         rows = [check_inputs(parsed, given)]
     out = checked(out) if out else None  # before the work is done
     values = weft.predict(
-        run, arrow, rows, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, adapter=adapter
-    )
+        run, arrow, rows, temperature=temperature, top_k=top_k, top_p=top_p, guidance=guidance, seed=seed,
+        adapter=adapter,
+    )  # fmt: skip
     name = parsed.outputs[0].name
     shown = present(values, out, run / "predictions", name)
     if json:

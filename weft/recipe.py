@@ -133,6 +133,7 @@ class TrainOptions:
     evaluate_every: int = 0  # steps; 0: twenty times a run
     check: bool = True  # run `weft check` before training
     skip_share: float = 0.01  # allowed share of undecodable rows
+    condition_dropout: float = 0.0  # share of drawn and spoken samples that train without their inputs, for guidance
     keep_text: str = ""  # a plain text file: the language model's loss on it is measured before and after
 
 
@@ -230,6 +231,7 @@ RULES: dict[str, Rule] = {
     "train.options.keep": _at_least(1),
     "train.options.evaluate_every": _at_least(0),
     "train.options.skip_share": SHARE,
+    "train.options.condition_dropout": Rule(lambda v: 0 <= v < 1, "a share from 0 to less than 1"),
 }
 
 

@@ -42,6 +42,7 @@ RECIPE, CONFIG, WEIGHTS, METRICS, SKIPPED = (
     "metrics.jsonl",
     "skipped.jsonl",
 )
+COMMAND, LOCK = "command.txt", ".lock"
 
 
 @dataclass(eq=False)
@@ -71,7 +72,7 @@ class Run:
             path.mkdir(parents=True, exist_ok=True)
             run = cls(path, recipe, source)
             if command:
-                replace_text(path / "command.txt", command + "\n")
+                replace_text(path / COMMAND, command + "\n")
             run.keep(recipe)
         except OSError as error:
             raise RunError(f"{path} cannot be made or written ({error.strerror}). Give another --out.") from error
@@ -95,6 +96,14 @@ class Run:
 
         self.recipe = recipe
         replace_text(self.path / RECIPE, to_toml(recipe))
+
+    def forget(self) -> None:
+        """Take back what `create` made, and the directory with it unless something else lies there. For its holder."""
+        for name in (RECIPE, COMMAND, LOCK):
+            with contextlib.suppress(PermissionError):  # Windows keeps the lock while it is held
+                (self.path / name).unlink(missing_ok=True)
+        if not any(self.path.iterdir()):
+            self.path.rmdir()
 
     # ------------------------------------------------------------------------------------------------ what is in it
 
@@ -211,7 +220,7 @@ class Run:
         The lock is the operating system's, so a killed process leaves none behind; the pid in the file is for the
         message.
         """
-        path = self.path / ".lock"
+        path = self.path / LOCK
         file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - held open as long as the lock is
         try:
             try:

@@ -15,10 +15,11 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from weft.arrows.grammar import parse
-from weft.arrows.render import Renderer
+from weft.arrows.render import APART, Renderer
 from weft.arrows.sample import Sample, Span
 from weft.arrows.types import Label
 from weft.arrows.vocabulary import Vocabulary
+from weft.data import pack
 from weft.errors import ArrowError, DataError, RunError
 from weft.modalities.codes import AudioCodec, ImageCodec
 from weft.modalities.text import TextCodec
@@ -248,8 +249,8 @@ def test_what_is_legal_for_each_column() -> None:
         ("question", "text", None, WORD.end), ("answer", "label:answer", 1, None),
         ("image", "codes:image", 64, None), ("speech", "codes:audio", None, WORD.end),
     ]:  # fmt: skip
-        mask, exact, stop = RENDERER.legal(column)
-        assert (exact, stop) == (count, end)
+        mask, exact, stop, places = RENDERER.legal(column)
+        assert (exact, stop) == (count, end) and (places is None) == (column != "image")
         assert set(np.flatnonzero(mask)) == {*WORD.block(block), *([end] if end is not None else [])}
         assert mask.shape == (WORD.size,)
     with pytest.raises(ArrowError, match=r"no column 'anser'. Did you mean 'answer'\?"):
@@ -261,7 +262,7 @@ def test_every_output_is_legal_and_comes_back_as_its_value(row: dict[str, Any]) 
         if arrow.kind in ("align", "fill"):
             continue
         made = RENDERER.render(row, index).spans[-1].ids
-        mask, count, end = RENDERER.legal(arrow.output)
+        mask, count, end, _ = RENDERER.legal(arrow.output)
         assert mask[made].all() and (len(made) == count if count else made[-1] == end)
         value = RENDERER.value(arrow.output, made)
         if isinstance(value, str):
@@ -392,3 +393,32 @@ def test_a_codec_that_is_missing_is_told(row: dict[str, Any]) -> None:
     assert without.length(row, 0) > 64, "lengths need no codec"
     with pytest.raises(DataError, match="this run has no image codec"):
         without.render(row, 0)
+
+
+# ------------------------------------------------------------------------------------------------ where codes stand
+
+
+def test_drawn_codes_stand_in_rows_and_columns_where_decoding_puts_them(row: dict[str, Any]) -> None:
+    whole, prompt = (pack.flatten(make(row, 2).spans)[0] for make in (RENDERER.render, RENDERER.prompt))
+    places = RENDERER.legal("image").places
+    assert places is not None and whole.positions is not None
+    assert places[:, 0].tolist() == list(range(64))
+    assert places[9].tolist() == [9, APART, APART] and places[63].tolist() == [63, 7 * APART, 7 * APART]
+    assert np.array_equal(whole.positions[len(prompt) :], prompt.advance + places)
+
+
+def test_a_run_from_before_rows_and_columns_keeps_its_codes_in_a_line(row: dict[str, Any], tmp_path: Path) -> None:
+    old = renderer(layout=1)
+    assert old.legal("image").places is None
+    assert pack.flatten(old.render(row, 2).spans)[0].positions is None
+    for saved in (renderer(arrows=["question -> answer"]), renderer(arrows=["question -> answer"], layout=1)):
+        saved.codecs = {}
+        labels = {name: len(kind.values) for name, kind in TYPES.items() if isinstance(kind, Label)}
+        saved.vocabulary = Vocabulary(list(TYPES), saved.text.size, labels)
+        saved.save(tmp_path)
+        tree = json.loads((tmp_path / "renderer.json").read_text())
+        assert tree["layout"] == saved.layout
+        if saved.layout == 1:
+            del tree["layout"]  # as such runs have it
+            (tmp_path / "renderer.json").write_text(json.dumps(tree))
+        assert Renderer.load(tmp_path).layout == saved.layout

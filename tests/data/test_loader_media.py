@@ -146,7 +146,7 @@ def test_broken_files_are_named_and_bear_no_loss(folder, tmp_path):
 def test_a_small_memory_changes_nothing(folder):
     """With room for one picture everything is made anew each time, to the same bits."""
     roomy, tight = load(folder, *ARROWS[:3]), load(folder, *ARROWS[:3])
-    tight.assembler._budget = 10_000
+    tight.assembler.budget = 10_000
     for step in (0, 3, 1):
         for one, two in zip(roomy.step(step), tight.step(step), strict=True):
             assert torch.equal(one.tokens.ids, two.tokens.ids) and torch.equal(one.targets, two.targets)

@@ -145,3 +145,17 @@ def test_other_kinds_of_model(family: str, records: list) -> None:
         alone = [model.produce(arrow, [row], HOT)[0] for row in rows[:3]]
         assert all(np.array_equal(a.ids, b.ids) for a, b in zip(together, alone, strict=False))
         assert len({tuple(one.ids) for one in together}) > 1, arrow
+
+
+def test_all_bad_rows_are_told_at_once(predictor: Predictor, records: list) -> None:
+    mixed = [{**records[0], "image": f"none-{i}.png"} if i % 2 else records[0] for i in range(16)]
+    with pytest.raises(DataError) as told:
+        predictor.produce("image, question -> answer", mixed)
+    said = str(told.value)
+    assert said.startswith("8 of 16 rows cannot be used. row 1, column 'image'")
+    assert (
+        all(f"none-{i}.png" in said for i in (1, 3, 5, 7, 9)) and "none-11" not in said and said.endswith("And 3 more.")
+    )
+    with pytest.raises(DataError, match=r"none-1\.png") as one:
+        predictor.produce("image, question -> answer", mixed[:2])
+    assert "rows cannot be used" not in str(one.value)

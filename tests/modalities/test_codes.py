@@ -216,3 +216,40 @@ def test_usage_of_known_codes() -> None:
     used, perplexity = usage([np.array([0, 1]), np.array([2, 3])], 8)
     assert used == 0.5 and perplexity == pytest.approx(4)
     assert usage([np.array([5, 5, 5])], 8) == (1 / 8, pytest.approx(1))
+
+
+def test_a_quiet_area_keeps_one_code_and_a_clear_step_gets_its_own() -> None:
+    """Three codes alike and one far away: a dither among the three is said as one, the far one is not lost."""
+    book = Codebook(4, 1)
+    book.codes.copy_(torch.tensor([[0.0], [0.1], [0.2], [5.0]]))
+    book.error.fill_(0.01)
+    z = torch.tensor([[0.0, 0.1, 0.02, 0.19], [0.1, 0.0, 5.0, 0.1]]).view(1, 2, 4, 1)
+    assert book.nearest(z.view(-1, 1)).tolist() == [0, 1, 0, 2, 1, 0, 3, 1]
+    assert book.steady(z, 4.0).flatten().tolist() == [0, 0, 0, 0, 0, 0, 3, 0]
+    assert book.steady(z, 0.0).flatten().tolist() == [0, 1, 0, 2, 1, 0, 3, 1], "control: no slack, the nearest"
+    assert book.steady(z[:, :1], 4.0).flatten().tolist() == [0, 0, 0, 0]
+    assert book.steady(z[:, :1], 1.5).flatten().tolist() == [0, 0, 0, 2], "kept only within the slack"
+
+
+def test_the_upper_neighbour_counts_and_two_alike_count_once() -> None:
+    book = Codebook(3, 1)
+    book.codes.copy_(torch.tensor([[0.0], [1.0], [3.0]]))
+    book.error.fill_(1.0)
+    column = torch.tensor([0.0, 0.8]).view(1, 2, 1, 1)
+    assert book.steady(column, 1.0).flatten().tolist() == [0, 0]
+    square = torch.tensor([[0.0, 0.0], [0.0, 1.0]]).view(1, 2, 2, 1)  # left and above both say 0, at a distance of 1
+    assert book.steady(square, 0.9).flatten().tolist() == [0, 0, 0, 1]
+
+
+def test_pictures_are_said_steadily_and_come_back_nearly_as_well(image_codec) -> None:
+    codec, _ = image_codec
+    new = pictures(30, seed=11)
+    slack, codec.network.slack = codec.network.slack, 0.0
+    nearest = codec.encode(new)
+    codec.network.slack = slack
+    steady = codec.encode(new)
+    runs = lambda many: np.mean([(one.reshape(4, 4)[:, 1:] == one.reshape(4, 4)[:, :-1]).mean() for one in many])
+    pairs = lambda many: zip(new, codec.decode(many), strict=True)
+    error = lambda many: np.mean([np.abs(a.astype(int) - b).mean() for a, b in pairs(many)])
+    assert slack > 0 and float(codec.network.codebook.error) > 0
+    assert runs(steady) >= runs(nearest) and error(steady) < 1.3 * error(nearest)

@@ -14,8 +14,8 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parent))
 from tiny import ARROWS, SMALL, table
 
-from weft.errors import DataError
-from weft.run import SKIPPED, read_lines
+from weft.errors import DataError, WeftError
+from weft.run import COMMAND, LOCK, RECIPE, SKIPPED, read_lines
 from weft.train import loop, session, train
 
 PICTURES = ("image.size=16", "image.patch=8", *SMALL)
@@ -46,9 +46,21 @@ def test_a_beginning_that_fails_leaves_out_free(tmp_path):
     out = tmp_path / "run"
     with pytest.raises(DataError, match=r"longer than train\.length=4"):
         train(data, ARROWS[0], out=out, steps=2, overrides=[*SMALL, "train.length=4"])
+    assert len(listed(out)) > 200 and not {RECIPE, COMMAND, LOCK} & {path.name for path in out.iterdir()}
     run = train(data, *ARROWS, out=out, steps=2, overrides=SMALL)
     assert run.path == out and run.metrics("event")[-1]["event"] == "end", "the same --out, without a word"
     assert [event["event"] for event in run.metrics("event")].count("start") == 1, "nothing of the first is left"
+
+
+def test_a_beginning_that_fails_at_once_leaves_no_folder(tmp_path):
+    data, out = table(tmp_path / "data"), tmp_path / "run"
+    for mine in (None, "notes.txt"):
+        if mine:
+            out.mkdir()
+            (out / mine).write_text("mine")
+        with pytest.raises(WeftError, match="qestion"):
+            train(data, "qestion -> answer", out=out, steps=2, overrides=SMALL)
+        assert (not out.exists()) if mine is None else [path.name for path in out.iterdir()] == [mine]
 
 
 def test_a_signal_in_the_last_step_is_an_end(tmp_path, monkeypatch, capsys):

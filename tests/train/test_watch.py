@@ -232,7 +232,7 @@ def test_compiling_that_does_not_help_is_undone(session, monkeypatch):
         pass
     times = iter([(1.0, 100.0), (0.5, 100.0)])
     monkeypatch.setattr(f, "timed", lambda *a: next(times))
-    monkeypatch.setattr(f, "fed", lambda session, pace, steps: 0.5)
+    monkeypatch.setattr(f, "fed", lambda session, pace, steps: (0.5, 0.0))
     found, recipe = f.forecast(session, [session.loader.step(0)], say=said.append)
     assert recipe.train.options.compile == "on" and found.step == 0.5 and f.is_compiled(session.model)
     with eager(session.model):
@@ -321,9 +321,9 @@ def test_the_forecast_is_fed_few_steps_where_they_are_slow(session, monkeypatch)
     real = f.step
     monkeypatch.setattr(f, "step", lambda *given: taken.append(1) or real(*given))
     session.run.recipe = replace(session.run.recipe, train=replace(session.recipe, steps=0))
-    assert f.fed(session, 0.001, 1000) > 0 and len(taken) == f.FED
+    assert f.fed(session, 0.001, 1000)[0] > 0 and len(taken) == f.FED
     taken.clear()
-    assert f.fed(session, 10.0, 1000) > 0 and len(taken) == f.TIMED, "a large model's steps are no minute of waiting"
+    assert f.fed(session, 10.0, 1000)[0] > 0 and len(taken) == f.TIMED, "a large model's steps are no minute of waiting"
     plan = session.loader.round(0)
     asked: list[int] = []
     made = session.loader.step
@@ -335,7 +335,24 @@ def test_the_forecast_is_fed_few_steps_where_they_are_slow(session, monkeypatch)
     assert sorted(asked)[: 2 * f.TIMED] == [n // 2 for n in range(2 * f.TIMED)], "else they were opened before"
     taken.clear()
     monkeypatch.setattr(f, "FEEDING", 0.0)  # as if all of it went by in the first steps
-    assert f.fed(session, 0.001, 1000) > 0 and len(taken) == f.TIMED, "nor are those of a slow loader"
+    assert f.fed(session, 0.001, 1000)[0] > 0 and len(taken) == f.TIMED, "nor are those of a slow loader"
     taken.clear()
     session.run.recipe = replace(session.run.recipe, train=replace(session.recipe, steps=2))
-    assert f.fed(session, 0.001, 1000) > 0 and len(taken) == 2, "a run of two steps is foreseen by two"
+    assert f.fed(session, 0.001, 1000)[0] > 0 and len(taken) == 2, "a run of two steps is foreseen by two"
+
+
+def test_what_the_loader_will_keep_is_foreseen(session):
+    plan, assembler = session.loader.round(0), session.loader.assembler
+    epoch = round(plan.steps / plan.epochs)
+    _, grows = f.fed(session, 0.001, 1)
+    assert grows > 0 and assembler.kept > 0
+    assert f.to_keep(session, grows, 0) == 0
+    assembler.forget()
+    assert assembler.kept == 0
+    first = [f.to_keep(session, grows, steps) for steps in (1, epoch // 2, epoch, 10 * epoch)]
+    assert first[0] < first[1] < first[2] and first[2] <= first[3] <= grows * (epoch + 1), "an epoch is kept, no more"
+    for number in range(epoch):
+        session.loader.step(number)
+    assert 0.5 < first[3] / assembler.kept < 2.5
+    assembler.budget = 1000
+    assert f.to_keep(session, grows, epoch) == 0, "within the budget, which is used up"

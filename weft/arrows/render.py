@@ -19,6 +19,7 @@ row.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from itertools import pairwise
@@ -42,16 +43,22 @@ from weft.recipe import AudioRecipe, ImageRecipe, Recipe
 BUDGET = 512 << 20  # bytes of media features that are kept
 TEXTS = 96 << 20  # bytes of text spans that are kept
 CHUNK = 256  # items that a codec encodes at once
+APART = 3.0  # positions from a drawn code to the next, along its row and its column: quick waves tell them apart
+LAYOUT = 2  # of samples; what an older run was trained on, it is asked with
 
 Make = Callable[[Any], Span]
 
 
 class Legal(NamedTuple):
-    """What may be generated for a column: mask (V,) bool, exact number of ids or None, the id that ends it or None."""
+    """What may be generated for a column: mask (V,) bool, exact number of ids or None, the id that ends it or None.
+
+    places  (count,3) float32 where each of them stands, from where the first one does; None: one after the other
+    """
 
     mask: np.ndarray
     count: int | None
     end: int | None
+    places: np.ndarray | None = None
 
 
 class Part(NamedTuple):
@@ -72,17 +79,18 @@ class Renderer:
     codecs      "image" and "audio" -> a codec, for the kinds that some arrow produces
     budget      bytes of media features to keep in memory
     template    the chat template of a pretrained source
+    layout      of what it makes: 1, of runs from before that, has the codes of a picture in a line, not in its rows
     """
 
     def __init__(
         self, recipe: Recipe, columns: Mapping[str, ColumnType], arrows: Sequence[Arrow], vocabulary: Vocabulary,
         text: TextCodec | None = None, codecs: Mapping[str, Any] | None = None, *, budget: int = BUDGET,
-        template: Template | None = None,
+        template: Template | None = None, layout: int = LAYOUT,
     ) -> None:  # fmt: skip
         self.image, self.audio = recipe.image, recipe.audio
         self.columns, self.arrows, self.vocabulary = dict(columns), list(arrows), vocabulary
         self.text, self.codecs = text, dict(codecs or {})
-        self.template = template
+        self.template, self.layout = template, layout
         talks = any(kind.name == "messages" for kind in self.columns.values())
         self.chat = Chat(vocabulary, text, template) if talks and text is not None else None
         self.reader = Reader(self.image, self.audio, budget)
@@ -358,8 +366,17 @@ class Renderer:
     def _keep_codes(self, column: str, kind: str, key: str, codes: np.ndarray) -> Span:
         ids = codes + self.vocabulary.block(f"codes:{kind}").start
         ids = np.append(ids, self.vocabulary.end) if kind == "audio" else ids
-        span = Span("ids", ids.astype(np.int64), advance=float(len(ids)), role="output", loss=True, column=column)
+        span = Span(
+            "ids", ids.astype(np.int64), None, self._places(kind), float(len(ids)), "output", loss=True, column=column
+        )
         return self._codes.keep((column, key), span, ids.nbytes + 500)
+
+    def _places(self, kind: str) -> np.ndarray | None:
+        """(codes,3) float32 sequence, row and column of a drawn picture's codes; None: one after the other."""
+        if kind != "image" or self.layout < 2:
+            return None
+        step, side = np.arange(self.image.codes, dtype=np.float32), math.isqrt(self.image.codes)
+        return np.stack((step, APART * (step // side), APART * (step % side)), 1)
 
     def _raw(self, kind: str, source: Any, key: str) -> np.ndarray:
         return self.reader.pixels(source) if kind == "image" else self.reader.mel(source, key)
@@ -413,7 +430,7 @@ class Renderer:
         if kind == "label":
             return Legal(mask, 1, None)
         if kind == "image":
-            return Legal(mask, self.image.codes, None)
+            return Legal(mask, self.image.codes, None, self._places(kind))
         mask[self._end(column)] = True
         return Legal(mask, None, self._end(column))
 
@@ -478,6 +495,7 @@ class Renderer:
             "columns": {name: types.to_tree(kind) for name, kind in self.columns.items()},
             "arrows": [str(arrow) for arrow in self.arrows],
             "vocabulary": self.vocabulary.to_tree(),
+            "layout": self.layout,
             "text": self.text is not None,
             "codecs": sorted(self.codecs),
             **({"template": self.template.tree()} if self.template else {}),
@@ -511,12 +529,12 @@ class Renderer:
             columns = {name: types.from_tree(kind) for name, kind in tree["columns"].items()}
             arrows = [parse(text) for text in tree["arrows"]]
             vocabulary, has_text, kinds = Vocabulary.from_tree(tree["vocabulary"]), tree["text"], tree["codecs"]
-            template = Template(**tree["template"]) if "template" in tree else None
+            template, layout = Template(**tree["template"]) if "template" in tree else None, int(tree.get("layout", 1))
         except (ValueError, KeyError, TypeError, AttributeError, ArrowError) as error:
             raise RunError(f"{path}: not a readable renderer ({error!r}); restore the file or train again") from error
         text = TextCodec.load(folder / "tokenizer.json") if has_text else None
         codecs = _load_codecs(folder / "codecs", kinds)
-        return cls(recipe, columns, arrows, vocabulary, text, codecs, budget=budget, template=template)
+        return cls(recipe, columns, arrows, vocabulary, text, codecs, budget=budget, template=template, layout=layout)
 
 
 def common_start(a: Sequence[Any], b: Sequence[Any]) -> int:

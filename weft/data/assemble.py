@@ -20,6 +20,7 @@ from weft.arrows.vocabulary import SENTINELS
 from weft.data import noise, pack
 from weft.data.augment import Augment
 from weft.data.batch import Batch
+from weft.data.condition import Dropout, emptied
 from weft.data.pack import Document, Part, Piece, Stream
 from weft.data.plan import Doc, Lane, Samples
 from weft.data.sources import Table
@@ -105,7 +106,8 @@ class Assembler:
         self.seed, self.taught = recipe.seed, bool(recipe.model.guide.teacher)
         self.weights = [float(arrow.weight) for arrow in arrows]
         self.augment = Augment(recipe)
-        self._budget = budget
+        self.dropout = Dropout(recipe.train.options.condition_dropout, self.arrows, renderer.columns, recipe.seed)
+        self.budget = budget
         self._store = Store()
 
     # ------------------------------------------------------------------------------------------------ samples
@@ -146,6 +148,11 @@ class Assembler:
             self._remember(store.trunks, known.keys, piece, piece)
         return known
 
+    @property
+    def kept(self) -> int:
+        """Bytes of samples and of the media in them that are kept now, at most `budget`."""
+        return self._store.bytes
+
     def forget(self) -> None:
         """Render everything anew."""
         self._store = Store()
@@ -154,7 +161,7 @@ class Assembler:
         store = self._store
         new = {id(item.values): item.values.nbytes for item in piece.items if id(item.values) not in store.held}
         size = piece.nbytes + sum(new.values())
-        if store.bytes + size > self._budget:  # it starts anew: what is in use comes back
+        if store.bytes + size > self.budget:  # it starts anew: what is in use comes back
             for kept in (store.samples, store.trunks, store.held):
                 kept.clear()
             store.bytes = 0
@@ -260,7 +267,7 @@ class Assembler:
     ) -> Batch:
         """Planned rows of one lane -> one batch of `height` rows. Its `total` is its own; the caller sums a step's.
 
-        widths   tokens of a row, per stream;  augment: whether media are moved as the recipe says
+        widths   tokens of a row, per stream;  augment: whether media are moved and inputs left out
         """
         first: list[list[Document]] = []
         second: list[list[Document]] = []
@@ -274,6 +281,8 @@ class Assembler:
                     document, source = self.two(pairs, doc, lane.objective)
                 else:
                     document, source = getattr(self, lane.objective)(pairs, doc), []
+                if augment and self.dropout.drops(document, doc.epoch):
+                    document, source = emptied(document), emptied(source)
                 if augment and self.augment.kinds:
                     turn = self.seed * 1_000_003 + doc.epoch
                     document, source = (self.augment.document(side, turn) for side in (document, source))

@@ -15,6 +15,7 @@ and kept; a step is then a few concatenations and one scatter.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -110,6 +111,8 @@ def flatten(spans: Sequence[Span]) -> tuple[Piece, np.ndarray]:
         loss[here] = span.loss
         if positions is not None:
             offsets = np.arange(length, dtype=np.float32)[:, None] if span.positions is None else span.positions
+            if len(offsets) != length:  # one would be spread over all without a word
+                raise WeftError(f"A span of {length} tokens came with positions for {len(offsets)}.")
             positions[here] = offsets + place
         at, place = at + length, place + (span.advance or length)
     return Piece(ids, shifted(ids, loss), positions, tuple(items), float(place)), loss
@@ -170,8 +173,11 @@ def share(samples: Sequence[Sample], room: int) -> list[Document]:
     return documents
 
 
-def fill(lengths: Sequence[int], room: int) -> list[list[int]]:
+def fill(lengths: Sequence[int], room: int, names: Sequence[Hashable] = ()) -> list[list[int]]:
     """Branches over few documents of `room` tokens each, all but the last filled to the brim: lists of branch numbers.
+
+    names  of the branches, if some are copies of another: no document holds two of one name. Copies are laid first,
+           each into a document of its own, or full ones would leave them none
 
     (Filled evenly instead, the demo's rows of 256 were padded by 10 %, against 2.5 %: half-filled documents leave gaps
     that nothing fits.)
@@ -180,16 +186,21 @@ def fill(lengths: Sequence[int], room: int) -> list[list[int]]:
         raise WeftError(
             f"A branch of {max(lengths)} tokens does not fit into {room}; longer samples are listed before."
         )
-    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    copies = Counter(names)
+    order = sorted(range(len(lengths)), key=lambda i: (not names or copies[names[i]] == 1, -lengths[i], i))
     parts: list[list[int]] = []
     free: list[int] = []
+    within: list[set[Hashable]] = []
     for index in order:
-        need = lengths[index]
-        best = min((part for part, left in enumerate(free) if left >= need), key=free.__getitem__, default=-1)
+        need, name = lengths[index], names[index] if names else index
+        fits = (part for part, left in enumerate(free) if left >= need and name not in within[part])
+        best = min(fits, key=free.__getitem__, default=-1)
         if best < 0:
             parts.append([])
             free.append(room)
+            within.append(set())
         parts[best].append(index)
+        within[best].add(name)
         free[best] -= need
     return parts
 

@@ -193,21 +193,19 @@ class Planner:
         trunk = int(samples.trunk[members[0]])
         rest = (lengths[:, 0] - trunk).tolist()
         found = []
-        for part in pack.fill(rest, self.length - trunk):
+        for part in pack.fill(rest, self.length - trunk, members):
             size = trunk + sum(rest[i] for i in part)
             found.append((Doc(tuple(members[i] for i in part), epoch), [size]))
         return found
 
 
 def _groups(samples: Samples, chosen: np.ndarray, lane: Lane) -> list[list[int]]:
-    """Samples that share a beginning worth sharing, together; one that is drawn twice goes to two groups."""
+    """Samples that share a beginning worth sharing, together."""
     if lane.objective != "next":
         return [[number] for number in chosen.tolist()]
-    turn: dict[int, int] = defaultdict(int)
-    groups: dict[tuple[int, int], list[int]] = defaultdict(list)
+    groups: dict[int, list[int]] = defaultdict(list)
     for number, group in zip(chosen.tolist(), samples.group[chosen].tolist(), strict=True):
-        groups[group, turn[number]].append(number)
-        turn[number] += 1
+        groups[group].append(number)
     found: list[list[int]] = []
     for members in groups.values():
         trunk = samples.trunk[members[0]]

@@ -121,7 +121,7 @@ def beam(
         keep = (chosen + torch.arange(count, device=device)[:, None] * width).flatten()
         if not torch.equal(keep, torch.arange(len(keep), device=device)):
             cache.select(keep)  # the source is the same for all beams of a prompt
-        place = None if prompts.plain else prompts.place[each] + step
+        place = prompts.placed(each, rule.offset(step))
         with precision(device, half):
             hidden = model.hidden(column(running.ids[:, :, -1].flatten(), place), source, cache)
             logits = model.logits(hidden[:, -1])

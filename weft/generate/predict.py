@@ -21,8 +21,9 @@ import torch
 from weft.adapt.shelf import Shelf
 from weft.arrows.sample import Sample
 from weft.convert.load import foreign
+from weft.data.condition import asked_nothing, guidable
 from weft.data.sources import open_table
-from weft.errors import ArrowError, DataError, WeftError, nearest
+from weft.errors import ArrowError, DataError, RecipeError, WeftError, nearest
 from weft.generate.compose import detour
 from weft.generate.decode import Rule, decode, finished, precision, steps
 from weft.generate.prompt import begun, identity, lay, shared
@@ -34,6 +35,8 @@ from weft.run import Run
 
 TOKENS = 16_384  # of prompts in one forward; bounds memory
 BATCH = 256  # rows decoded at once
+SHOWN = 5  # bad rows that are told one by one
+GUIDANCE = 2.0  # of what is drawn, where the run learned it
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,18 +80,27 @@ class Predictor:
     def prompts(
         self, arrow: int, records: Sequence[Mapping[str, Any]], rows: Sequence[int] | None = None
     ) -> list[Sample]:
-        """Rendered up to where the model takes over. Raises DataError naming the record and the column."""
+        """Rendered up to where the model takes over. Raises DataError naming each bad record and its column."""
         parsed = self.renderer.arrows[arrow]
         self._check(arrow, records)
-        rows = range(len(records)) if rows is None else rows
-        if parsed.kind == "model":  # a text that is given is gone on from; none: from the very beginning
-            column, end = parsed.output, self.renderer.vocabulary.end
-            return [
-                begun(self.renderer.render(record, arrow, row=row), end) if record.get(column)
-                else self.renderer.prompt(record, arrow, row=row)
-                for record, row in zip(records, rows, strict=True)
-            ]  # fmt: skip
-        return [self.renderer.prompt(record, arrow, row=row) for record, row in zip(records, rows, strict=True)]
+        goes_on = parsed.kind == "model"  # a text that is given is gone on from; none: from the very beginning
+        samples, bad = [], []
+        for record, row in zip(records, range(len(records)) if rows is None else rows, strict=True):
+            try:
+                if goes_on and record.get(parsed.output):
+                    whole = self.renderer.render(record, arrow, row=row)
+                    samples.append(begun(whole, self.renderer.vocabulary.end))
+                else:
+                    samples.append(self.renderer.prompt(record, arrow, row=row))
+            except DataError as error:
+                bad.append(error)
+        if len(bad) > 1:
+            more = f" And {len(bad) - SHOWN} more." if len(bad) > SHOWN else ""
+            told = " ".join(f"{str(error).rstrip('.')}." for error in bad[:SHOWN])
+            raise DataError(f"{len(bad)} of {len(records)} rows cannot be used. {told}{more}") from bad[0]
+        if bad:
+            raise bad[0]
+        return samples
 
     def _check(self, arrow: int, records: Sequence[Mapping[str, Any]]) -> None:
         parsed = self.renderer.arrows[arrow]
@@ -115,6 +127,7 @@ class Predictor:
         """Answers in the order of the records. sampling None: `default`. rows: numbers for messages."""
         arrow = self.find(arrow)
         sampling = sampling or self.default(arrow)
+        self._guidable(arrow, sampling)
         found = self._produced(arrow, records, sampling, batch, rows)
         if sampling.greedy or sampling.tries == 1:
             return found
@@ -144,8 +157,23 @@ class Predictor:
         arrows = self.renderer.arrows
         kind = self.renderer.columns[arrows[arrow].output].name
         if kind == "image":
-            return Sampling(temperature=1.0, tries=TRIES if reverse(arrows, arrow) is not None else 1)
+            tries = TRIES if reverse(arrows, arrow) is not None else 1
+            return Sampling(temperature=1.0, tries=tries, guidance=GUIDANCE if self._learned(arrow) else 1.0)
         return Sampling(composed=kind == "label" and detour(arrows, arrow) is not None)
+
+    def _learned(self, arrow: int) -> bool:
+        """Whether an arrow also learned to answer nothing, so that it can be guided."""
+        dropped = self.run.recipe.train.options.condition_dropout > 0
+        return dropped and guidable(self.renderer.arrows[arrow], self.renderer.columns)
+
+    def _guidable(self, arrow: int, sampling: Sampling) -> None:
+        """Raises RecipeError for guidance where nothing learned it."""
+        if sampling.guidance != 1.0 and not self._learned(arrow):
+            raise RecipeError(
+                f"guidance={sampling.guidance:g} needs an arrow from words to a picture or a sound, in a run that also "
+                f"trained without its words (train.options.condition_dropout, such as 0.1); "
+                f"'{self.renderer.arrows[arrow]}' of {self.run.path} is not one."
+            )
 
     def _produced(
         self,
@@ -274,7 +302,8 @@ class Predictor:
         ids: list[np.ndarray] = [np.zeros(0, np.int64)] * len(samples)
         for which in _alike([len(sample) for sample in samples], TOKENS, batch):
             mine = None if draws is None else draws.only(which)
-            prompts = self._lay([samples[i] for i in which])
+            asked = [samples[i] for i in which]
+            prompts = self._lay(asked if sampling.guidance == 1.0 else asked + [asked_nothing(one) for one in asked])
             rows = decode(self.model, prompts, rule, sampling, mine, half=self.half)
             for number, row in zip(which, rows, strict=True):
                 ids[number] = row
@@ -366,6 +395,7 @@ def predict(
     top_p: float = 1.0,
     min_p: float = 0.0,
     repetition: float = 1.0,
+    guidance: float | None = None,
     seed: int = 0,
     batch: int = 0,
     adapter: str = "",
@@ -376,7 +406,8 @@ def predict(
     rows     a list of records {column: value}, one record, or a table; or give one record's columns by name:
              `predict(run, "caption -> image", caption="a red circle")`
     sampling see `Sampling`. temperature None: 0, but 1 for pictures, drawn again while the run's reverse arrow
-             does not read them as asked. A draw depends on the seed and on what is asked, not on the batch.
+             does not read them as asked. guidance None: 1, but 2 for pictures of a run that learned to be guided.
+             A draw depends on the seed and on what is asked, not on the batch.
     batch    rows decoded at once; 0: as many as are quick
     adapter  by name in RUN/adapters or by path; "none": the base alone
 
@@ -392,7 +423,8 @@ def predict(
         return [heard.text for heard in transcribe(run, [sound_of(arrow, record) for record in records], times=False)]
     predictor = run if isinstance(run, Predictor) else Predictor(run, adapter=adapter)
     usual = predictor.default(predictor.find(arrow)) if temperature is None else Sampling(temperature)
-    sampling = replace(usual, top_k=top_k, top_p=top_p, min_p=min_p, repetition=repetition, seed=seed)
+    led = usual.guidance if guidance is None else guidance
+    sampling = replace(usual, top_k=top_k, top_p=top_p, min_p=min_p, repetition=repetition, guidance=led, seed=seed)
     return [one.value for one in predictor.produce(arrow, records, sampling, batch=batch)]
 
 

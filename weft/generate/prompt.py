@@ -38,6 +38,10 @@ class Prompts:
         tokens = self.tokens
         return tokens.document is None and tokens.positions is None and not tokens.media
 
+    def placed(self, rows: Tensor, offset: Tensor) -> Tensor | None:
+        """(n,1|3) positions of what these rows produce, so far (1|3,) from the first of it; None: counted on."""
+        return None if self.plain else self.place[rows, None] + offset.to(rows.device)
+
     def to(self, device: torch.device | str) -> Prompts:
         source = None if self.source is None else self.source.to(device)
         return Prompts(self.tokens.to(device), self.last.to(device), self.place.to(device), source)

@@ -34,6 +34,8 @@ class Sampling:
     repetition   divide positive logits of tokens already produced by this, multiply negative ones (Keskar et al. 2019)
     seed         draws repeat with the same seed
     tries        draw at most so often until the run's reverse arrow surely reads what was asked; keep the likeliest
+    guidance     1: as the model says; more: what the inputs change is made so much of (Ho and Salimans 2022), in a run
+                 that trained with `condition_dropout`
     composed     mix a label's probabilities with those that two other arrows of the run give (generate/compose.py)
     """
 
@@ -44,6 +46,7 @@ class Sampling:
     repetition: float = 1.0
     seed: int = 0
     tries: int = 1
+    guidance: float = 1.0
     composed: bool = False
 
     def __post_init__(self) -> None:
@@ -54,6 +57,7 @@ class Sampling:
             (0 <= self.min_p <= 1, "min_p", "between 0 and 1"),
             (self.repetition > 0, "repetition", "above 0"),
             (self.tries >= 1, "tries", "1 or more"),
+            (self.guidance >= 0, "guidance", "0 or more"),
         ]
         for fine, name, expected in checks:
             if not fine:

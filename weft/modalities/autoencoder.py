@@ -41,6 +41,7 @@ class CodecConfig:
     latent: int = 16
     encoder: int = 2  # blocks
     decoder: int = 3
+    slack: float = 0.0  # how much farther a neighbour's code may be and still be kept (see `Codebook.steady`)
 
     @property
     def kernel(self) -> tuple[int, int]:
@@ -119,10 +120,13 @@ class Network(nn.Module):
         self.encoder = Coder(config.cell, config.latent, config.encoder, config)
         self.decoder = Coder(config.latent, config.cell, config.decoder, config)
         self.codebook = Codebook(config.codebook, config.latent)
+        self.slack = config.slack
 
     def ids(self, cells: Tensor, mask: Tensor | None = None) -> Tensor:
         """(B,h,w,F) -> (B,h,w) int64."""
         z = self.encoder(cells, mask)
+        if self.slack:
+            return self.codebook.steady(z, self.slack)
         return self.codebook.nearest(z.flatten(0, 2)).view(z.shape[:3])
 
     def cells(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -146,8 +146,9 @@ class Codec(ABC):
                     "to noise. Train the run anew, or open it with the weft that wrote it (`weft` in metrics.jsonl)"
                 )
             config = CodecConfig(**told["config"])
-            network = Network(config)
-            network.load_state_dict(load_file(str(folder / "codec.safetensors")))
+            network, state = Network(config), load_file(str(folder / "codec.safetensors"))
+            state.setdefault("codebook.error", torch.zeros(()))  # of codecs without slack from before there was any
+            network.load_state_dict(state)
         except RunError:
             raise
         except Exception as error:  # a damaged file fails in json, safetensors or torch, each in its own way
@@ -177,6 +178,7 @@ class ImageCodec(Codec):
     kind = "image"
     STEPS: ClassVar[int] = 1000
     DRAWN: ClassVar[int] = 32  # pictures per step
+    SLACK: ClassVar[float] = 4.0  # of `CodecConfig`
     BATCH: ClassVar[int] = 256  # coded at once
 
     @classmethod
@@ -198,9 +200,9 @@ class ImageCodec(Codec):
             return _to_cells(torch.from_numpy(pictures[train[chosen.numpy()]]), side)
 
         return Lesson(
-            CodecConfig(3 * side * side, rows, settings.codebook), {"size": settings.size, "codes": settings.codes},
-            draw, pictures[train].mean(0, dtype=np.float32), list(pictures[held if len(held) else train]),
-            (len(train), len(held)),
+            CodecConfig(3 * side * side, rows, settings.codebook, slack=cls.SLACK),
+            {"size": settings.size, "codes": settings.codes}, draw, pictures[train].mean(0, dtype=np.float32),
+            list(pictures[held if len(held) else train]), (len(train), len(held)),
         )  # fmt: skip
 
     @torch.inference_mode()

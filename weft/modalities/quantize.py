@@ -8,6 +8,13 @@ Shape letters:  N vectors  D numbers per vector  K codes
 Source: van den Oord et al. 2017 (VQ-VAE), appendix A.1: codes follow the mean of their vectors by exponential moving
 averages. Started by k-means on the vectors of an encoder that has already learned, and codes nobody uses are put on
 random vectors (Dhariwal et al. 2020, Jukebox): without the two, a short training leaves most of the codebook unused.
+
+    433 433 181 433                433 433 433 433       `steady`: a code that a neighbour has already costs less to
+    367 433 433 181   ── steady ─> 433 433 433 433       say, so it is kept unless another one is clearly nearer. A
+    433 181 433 367                433 433 433 433       quiet area is then one code, not a dither of three like it
+
+That is entropy-constrained quantisation (Chou, Lookabaugh and Gray 1989), distance + slack * rate, with the simplest
+rate: nothing for a neighbour's code, one for any other. Nobody need then learn to predict a dither.
 """
 
 from __future__ import annotations
@@ -26,12 +33,14 @@ class Codebook(nn.Module):
     codes: Tensor
     uses: Tensor
     sums: Tensor
+    error: Tensor
 
     def __init__(self, size: int, width: int) -> None:
         super().__init__()
         self.register_buffer("codes", torch.zeros(size, width))
         self.register_buffer("uses", torch.zeros(size), persistent=False)  # moving average of vectors per step
         self.register_buffer("sums", torch.zeros(size, width), persistent=False)  # and of their sums
+        self.register_buffer("error", torch.zeros(()))  # moving average of the squared distance to the nearest code
 
     @property
     def size(self) -> int:
@@ -40,6 +49,23 @@ class Codebook(nn.Module):
     def nearest(self, z: Tensor) -> Tensor:
         """(N,D) -> (N,) int64: |z - c|^2 = |z|^2 - 2 z c + |c|^2, of which |z|^2 decides nothing."""
         return (self.codes.square().sum(1) - 2 * z @ self.codes.T).argmin(1)
+
+    def steady(self, z: Tensor, slack: float) -> Tensor:
+        """(B,h,w,D) -> (B,h,w) int64, row by row: the nearest code, or the left or upper neighbour's if its squared
+        distance is larger by less than `slack` times the mean one."""
+        rows, columns = z.shape[1:3]
+        far = self.codes.square().sum(1) - 2 * z @ self.codes.T  # (B,h,w,K)
+        cheaper = slack * self.error
+        ids = torch.empty(z.shape[:3], dtype=torch.int64, device=z.device)
+        for row in range(rows):
+            for column in range(columns):
+                cost = far[:, row, column]  # (B,K)
+                near = [ids[:, row, column - 1 : column]] if column else []
+                near += [ids[:, row - 1, column : column + 1]] if row else []
+                for kept in near:  # (B,1); set, not added: both neighbours may have the same code
+                    cost = cost.scatter(1, kept, far[:, row, column].gather(1, kept) - cheaper)
+                ids[:, row, column] = cost.argmin(1)
+        return ids
 
     def forward(self, ids: Tensor) -> Tensor:
         """(...) ids -> (...,D)."""
@@ -68,6 +94,7 @@ class Codebook(nn.Module):
         Returns the ids (N,) the vectors had before the move.
         """
         ids, uses, sums = self._gather(z)
+        self.error.lerp_((z - self.codes[ids]).square().sum(1).mean(), 1 - DECAY)
         self.uses.mul_(DECAY).add_(uses, alpha=1 - DECAY)
         self.sums.mul_(DECAY).add_(sums, alpha=1 - DECAY)
         moved = self.sums / self.uses.clamp_min(1e-3)[:, None]

@@ -16,6 +16,7 @@ import torch
 
 from weft.core.slot import Slot
 from weft.data.batch import Batch
+from weft.data.loader import AHEAD
 from weft.errors import RecipeError, nearest
 from weft.model import Model
 from weft.objectives import OBJECTIVES
@@ -96,8 +97,9 @@ def forecast(
     elif will:
         compiling, pace = compiled(session, batches, pace, say)
         will = is_compiled(session.model)
+    grows = 0.0
     if not trial:
-        pace = fed(session, pace, train.steps or left() / pace)
+        pace, grows = fed(session, pace, train.steps or left() / pace)
     checkpoint.fill(session.model, start)
     session.optimizer, session.state = Optimizer(session.model, train), State()
     steps = train.steps or max(1, math.floor(left() / (pace * SLACK) - watching(train, columns)))
@@ -107,9 +109,10 @@ def forecast(
         save_every=train.options.save_every or max(1, round(SAVING / pace)),
         evaluate_every=train.options.evaluate_every or math.ceil(steps / VALIDATIONS),
     )
+    peak = peak_memory(session.device)
     found = Forecast(
         seconds=(steps + watching(train, columns)) * pace * SLACK,
-        memory=peak_memory(session.device),
+        memory=peak and peak + to_keep(session, grows, steps),
         step=pace,
         steps=steps,
         tokens=tokens / pace,
@@ -161,8 +164,9 @@ def timed(session: Session, batches: Sequence[Sequence[Batch]]) -> tuple[float, 
     return sorted(r.seconds for r in reports[1:])[TIMED // 2], sum(r.tokens for r in reports[1:]) / TIMED
 
 
-def fed(session: Session, pace: float, steps: float) -> float:
-    """Seconds of a step, the median of some, while the loader makes the next ones beside it. Weights move.
+def fed(session: Session, pace: float, steps: float) -> tuple[float, float]:
+    """Seconds of a step, the median of some, while the loader makes the next ones beside it, and bytes of samples that
+    the loader keeps of each. Weights move.
 
     On a processor they share it: on two cores the demo's steps took a quarter longer than the same batches did again.
     Media are opened before where a run of so many `steps` sees most of them more than once.
@@ -182,7 +186,19 @@ def fed(session: Session, pace: float, steps: float) -> float:
             seconds.append(step(session, next(batches), time.perf_counter()).seconds)
     finally:
         batches.close()
-    return sorted(seconds)[len(seconds) // 2]
+    return sorted(seconds)[len(seconds) // 2], session.loader.assembler.kept / (len(seconds) + AHEAD)
+
+
+def to_keep(session: Session, grows: float, steps: int) -> int:
+    """Bytes of samples that the loader will keep over a run: so many of each step of the first epoch, within a budget.
+
+    On an accelerator it is not its memory that they take.
+    """
+    if session.device.type != "cpu":
+        return 0
+    plan, assembler = session.loader.round(0), session.loader.assembler
+    whole = min(grows * min(steps, plan.steps / plan.epochs), assembler.budget)
+    return max(0, round(whole - assembler.kept))
 
 
 def pays(train: TrainRecipe, pace: float, left: float) -> bool:

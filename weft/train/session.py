@@ -36,7 +36,7 @@ from weft.data.sources import Table, content, open_table
 from weft.errors import RecipeError, RunError, WeftError
 from weft.model import kind as kind_of
 from weft.recipe import Recipe, load, override
-from weft.run import CONFIG, METRICS, RECIPE, SKIPPED, Run, read_lines, replace_text
+from weft.run import CONFIG, METRICS, SKIPPED, Run, read_lines, replace_text
 from weft.train.card import card
 from weft.train.check import prove
 from weft.train.fit import course
@@ -95,13 +95,13 @@ def train(
         recipe, source = make_recipe(data, arrows, family=family, minutes=minutes, steps=steps, overrides=overrides)
         out = Path(out or recipe.out or free(name_of(recipe, source)))
         run = Run.create(out, replace(recipe, out=str(out)), shlex.join(["weft", *sys.argv[1:]]), source)
-    try:
-        with run.lock(), held_memory(pick_device()):
+    with run.lock(), held_memory(pick_device()):
+        try:
             go(run, began)
-    except WeftError:
-        if resume is None and not is_prepared(run):  # nothing is lost: the same --out may be given again
-            (run.path / RECIPE).unlink(missing_ok=True)
-        raise
+        except WeftError:
+            if resume is None and not is_prepared(run):  # nothing is lost: the same --out may be given again
+                run.forget()
+            raise
     if json:
         print(json_module.dumps(results(run), indent=2, ensure_ascii=False))
     return run
