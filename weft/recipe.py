@@ -89,6 +89,7 @@ class AudioRecipe:
     codebook: int = 512
     codec_steps: int = 0  # as above
     augment: float = 0.0  # random shift of training inputs along the bands, as a share of them
+    mask: float = 0.0  # longest run of bands, twice, and half of the longest of frames that training blanks, as a share
     seconds: float = 30.0  # longest sound; longer ones are listed, not cut
     scale: str = "fixed"  # of the log-mel: fixed | whisper (by the loudest frame); of a model's part: its own
 
@@ -208,6 +209,7 @@ RULES: dict[str, Rule] = {
     "audio.hop": POSITIVE,
     "audio.codebook": _at_least(2),
     "audio.augment": Rule(lambda v: 0 <= v < 1, "a share from 0 to less than 1"),
+    "audio.mask": Rule(lambda v: 0 <= v < 1, "a share from 0 to less than 1"),
     "audio.codec_steps": _at_least(0),
     "audio.seconds": POSITIVE,
     "split.validation": Rule(lambda v: 0 <= v < 1, "a share from 0 to less than 1"),

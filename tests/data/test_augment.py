@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from weft.data.augment import MEMORY, Augment, shift_of
+from weft.data.augment import MEMORY, Augment, run_of, shift_of
 from weft.data.pack import Item, Part, Piece
 from weft.modalities.image import patches, shift, shift_patches
 from weft.recipe import Recipe
@@ -81,3 +81,33 @@ def test_what_was_moved_is_not_hoarded() -> None:
     for number in range(3 * MEMORY // size):
         augment.document([Part(piece(f"{number}.png"))], 1)
     assert size < augment._bytes <= MEMORY and augment._bytes == sum(v.nbytes for v in augment._recent.values())
+
+
+def test_runs_are_a_function_of_seed_and_name_and_within_their_share() -> None:
+    runs = [run_of(seed, key, 80, 0.2) for seed in range(60) for key in ("a", "b")]
+    assert runs == [run_of(seed, key, 80, 0.2) for seed in range(60) for key in ("a", "b")]
+    longs = [stop - start for start, stop in runs]
+    assert min(longs) == 0 and 14 <= max(longs) <= 16 and all(0 <= start <= stop <= 80 for start, stop in runs)
+    assert run_of(3, "a", 80, 0.0)[0] == run_of(3, "a", 80, 0.0)[1] and run_of(1, "a", 3, 0.9)[1] <= 3
+
+
+def test_a_sound_is_blanked_in_runs_of_bands_and_frames() -> None:
+    """(24 tokens of 4 frames of 10 bands): what is not in a run stays, what is has the sound's mean."""
+    made = replace(recipe(), audio=replace(recipe().audio, mels=10, mask=0.4))
+    assert Augment(made).kinds == {"audio"}
+    one = piece("a.wav", "audio")
+    before = one.items[0].values.copy()
+    seen = np.zeros((96, 10))
+    for turn in range(40):
+        moved = Augment(made).document([Part(one)], turn)[0].piece.items[0].values
+        first, second = (run_of(turn, f"a.wav {n}", 10, 0.4) for n in (1, 2))
+        frames = run_of(turn, "a.wav 3", 96, 0.2)
+        inside = np.zeros((96, 10), bool)
+        for start, stop in (first, second):
+            inside[:, start:stop] = True
+        inside[frames[0] : frames[1]] = True
+        mean = before.mean(dtype=np.float32).astype(np.float16)
+        assert np.array_equal(moved.reshape(96, 10), np.where(inside, mean, before.reshape(96, 10)))
+        seen += inside
+    assert 0 < seen.min() and seen.max() < 40, "every place is blanked by some turn and by none always"
+    assert np.array_equal(one.items[0].values, before)

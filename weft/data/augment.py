@@ -1,4 +1,4 @@
-"""Media of an epoch, moved: pictures by pixels, sounds by bands, each by a hash of (seed, epoch, item).
+"""Media of an epoch, moved: pictures by pixels, sounds by bands and blanked in runs, each by a hash of (seed, epoch, item).
 
 What is moved is a copy of the values when a batch is put together. Samples for next-token prediction are rendered once,
 as they are, and kept, so that an epoch costs no rendering of them; every sample of an item shows it moved alike.
@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 
 from weft.data.pack import Document, Item, Piece
-from weft.modalities.audio import shift_bands
+from weft.modalities.audio import blank_runs, shift_bands
 from weft.modalities.image import shift_patches
 from weft.recipe import Recipe
 
@@ -25,7 +25,7 @@ class Augment:
 
     def __init__(self, recipe: Recipe) -> None:
         self.image, self.audio = recipe.image, recipe.audio
-        shares = {"image": self.image.augment, "audio": self.audio.augment}
+        shares = {"image": self.image.augment, "audio": max(self.audio.augment, self.audio.mask)}
         self.kinds = frozenset(kind for kind, share in shares.items() if share > 0)
         self._recent: OrderedDict[tuple[int, str, str], np.ndarray] = OrderedDict()
         self._bytes = 0
@@ -61,8 +61,24 @@ class Augment:
         return shift_patches(item.values, round(float(last - first)) + 1, self.image.patch, *move)
 
     def _sound(self, item: Item, turn: int) -> np.ndarray:
-        up = shift_of(turn, item.name, round(self.audio.augment * self.audio.mels))[0]
-        return shift_bands(item.values, up, self.audio.mels)
+        mels, mask = self.audio.mels, self.audio.mask
+        up = shift_of(turn, item.name, round(self.audio.augment * mels))[0]
+        moved = shift_bands(item.values, up, mels) if up else item.values
+        if not mask:
+            return moved
+        frames = item.values.size // mels
+        first, second, span = (run_of(turn, f"{item.name} {n}", size, share) for n, size, share in (
+            (1, mels, mask), (2, mels, mask), (3, frames, mask / 2)
+        ))  # fmt: skip
+        return blank_runs(moved, mels, (first, second), span)
+
+
+def run_of(seed: int, name: str, size: int, share: float) -> tuple[int, int]:
+    """(start, stop) of a run of 0 to `share` of `size` places: a hash of (seed, name)."""
+    digest = hashlib.blake2b(f"run {seed} {name}".encode("utf-8", "surrogatepass"), digest_size=16).digest()
+    long = int.from_bytes(digest[:8], "big") % (int(share * size) + 1)
+    start = int.from_bytes(digest[8:], "big") % (size - long + 1)
+    return start, start + long
 
 
 def shift_of(seed: int, name: str, most: int) -> tuple[int, int]:

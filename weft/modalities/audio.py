@@ -177,6 +177,19 @@ def shift_bands(values: np.ndarray, up: int, mels: int) -> np.ndarray:
     return moved.reshape(values.shape)
 
 
+def blank_runs(values: np.ndarray, mels: int, bands: Sequence[tuple[int, int]], frames: tuple[int, int]) -> np.ndarray:
+    """(N,stack*M) -> the same with runs of bands and one of frames, each (start, stop), at the sound's mean.
+
+    SpecAugment (Park et al. 2019) without its time warp.
+    """
+    blanked = values.reshape(-1, mels).copy()  # (N*stack,M)
+    mean = blanked.mean(dtype=np.float32).astype(values.dtype)
+    for start, stop in bands:
+        blanked[:, start:stop] = mean
+    blanked[frames[0] : frames[1]] = mean
+    return blanked.reshape(values.shape)
+
+
 def to_wave(mel: np.ndarray, iterations: int = 32) -> np.ndarray:
     """(T,M) log-mel -> (S,) float32 with S = 160 T: Griffin-Lim. See `to_waves`."""
     return to_waves([mel], iterations)[0]
