@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,9 +12,11 @@ import torch.nn.functional as F
 from weft.arrows.grammar import parse_all
 from weft.data.pack import Part, collate, flatten
 from weft.errors import WeftError
+from weft.generate import reread
 from weft.generate.predict import Predictor
-from weft.generate.reread import readings, reverse
+from weft.generate.reread import SIDES, readings, reverse
 from weft.generate.sample import Sampling
+from weft.modalities.image import shift
 
 ARROWS = parse_all(["image -> caption", "2* caption -> image", "image, question -> answer", "caption -> question"])
 
@@ -60,3 +64,36 @@ def test_of_all_that_was_drawn_the_likeliest_is_kept(predictor, records) -> None
 def test_without_a_reverse_arrow_nothing_is_doubted(predictor, records) -> None:
     number = predictor.find("image, question -> answer")
     assert (readings(predictor, number, records[:2], [None, None]) == 0).all()
+
+
+def test_pictures_moved_in_training_are_read_from_five_sides(predictor, records, monkeypatch) -> None:
+    """Above even odds the mean over the moves that training made; below, or without moves, the picture as it is."""
+    records = [record for record in records if record["text"]]
+    rng = np.random.default_rng(0)
+    values = [rng.integers(0, 256, (16, 16, 3), dtype=np.uint8) for _ in records]
+    number = predictor.find("text -> image")
+    plain = readings(predictor, number, records, values)
+    monkeypatch.setattr(predictor.renderer, "image", replace(predictor.renderer.image, augment=0.2))
+    monkeypatch.setattr(reread, "EVEN", -np.inf)
+    sides = [
+        plain
+        if not any(move)
+        else readings_of(predictor, records, [shift(v, 3 * move[0], 3 * move[1]) for v in values])
+        for move in SIDES
+    ]
+    mean = np.mean(sides, 0)
+    np.testing.assert_allclose(readings(predictor, number, records, values), mean, atol=1e-4)
+    assert not np.allclose(mean, plain, atol=1e-3), "control: moved, it is read otherwise"
+    middle = float(np.median(plain))
+    monkeypatch.setattr(reread, "EVEN", middle)
+    np.testing.assert_allclose(
+        readings(predictor, number, records, values), np.where(plain >= middle, mean, plain), atol=1e-4
+    )
+
+
+def readings_of(predictor: Predictor, records: list[dict], values: list) -> np.ndarray:
+    image, predictor.renderer.image = predictor.renderer.image, replace(predictor.renderer.image, augment=0.0)
+    try:
+        return readings(predictor, predictor.find("text -> image"), records, values)
+    finally:
+        predictor.renderer.image = image

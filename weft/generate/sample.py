@@ -118,16 +118,19 @@ def choose(
     if uniform is None:
         raise ValueError("sampling at a temperature needs a uniform number for each row")
     probability, order = likely(logits, sampling)
-    cumulative = probability.double().cumsum(-1)  # (B,V), descending probability
+    cumulative = probability.double().cumsum(-1)  # (B,V)
     u = torch.as_tensor(uniform, dtype=torch.float64, device=logits.device)[:, None]
     at = torch.searchsorted(cumulative, u * cumulative[:, -1:], right=True)
-    last = (probability > 0).sum(-1, keepdim=True) - 1  # rounding must never step past the last allowed token
+    places = torch.arange(probability.shape[-1], device=logits.device)
+    last = ((probability > 0) * places).amax(-1, keepdim=True)  # rounding must never step past the last allowed token
     return order.gather(-1, at.minimum(last)).squeeze(-1)
 
 
 def likely(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
-    """Probabilities (B,V) in descending order, zero where cut off, and the ids (B,V) they belong to."""
+    """Probabilities (B,V), zero where cut off, and the ids (B,V) they belong to: in descending order if any is cut."""
     scaled = logits / sampling.temperature
+    if not sampling.top_k and not sampling.min_p and sampling.top_p == 1:  # nothing is cut off: any order will do
+        return scaled.softmax(-1), torch.arange(scaled.shape[-1], device=scaled.device).expand_as(scaled)
     scaled, order = torch.sort(scaled, dim=-1, descending=True, stable=True)
     if sampling.top_k:
         scaled[:, sampling.top_k :] = -torch.inf
