@@ -14,7 +14,7 @@ from weft.data.pack import Part, collate, flatten
 from weft.errors import WeftError
 from weft.generate import reread
 from weft.generate.predict import Predictor
-from weft.generate.reread import SIDES, readings, reverse
+from weft.generate.reread import BEHIND, SIDES, readings, reverse
 from weft.generate.sample import Sampling
 from weft.modalities.image import shift
 
@@ -87,7 +87,7 @@ def test_pictures_moved_in_training_are_read_from_five_sides(predictor, records,
     middle = float(np.median(plain))
     monkeypatch.setattr(reread, "EVEN", middle)
     np.testing.assert_allclose(
-        readings(predictor, number, records, values), np.where(plain >= middle, mean, plain), atol=1e-4
+        readings(predictor, number, records, values), np.where(plain >= middle, mean, plain - BEHIND), atol=1e-4
     )
 
 

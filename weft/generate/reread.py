@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
 TRIES = 16
 SURE = math.log(0.95)  # a reading this likely is not doubted
-EVEN = math.log(0.5)  # one less likely is not looked at from other sides
+EVEN = math.log(0.5)  # one less likely is not looked at from other sides,
+BEHIND = 1000.0  # and stands so much behind all that are
 SIDES = ((0, 0), (1, 1), (-1, -1), (1, -1), (-1, 1))  # (rows, columns), in the largest moves that training makes
 
 
@@ -49,7 +50,7 @@ def readings(
     predictor: Predictor, number: int, records: Sequence[Mapping[str, Any]], values: Sequence[Any]
 ) -> np.ndarray:
     """(n,) log probability that the reverse arrow reads each of the `values`, made for `records`, as what was asked;
-    for pictures that were moved in training the mean of SIDES, where the first is at least EVEN.
+    for pictures that were moved in training the mean of SIDES, where the first is at least EVEN, else BEHIND less.
 
     0, which is certain, where there is no such arrow: nothing can be doubted then.
     """
@@ -66,8 +67,11 @@ def readings(
     found = read(range(len(values)), (0, 0))
     image = predictor.renderer.image
     most = round(image.augment * image.size) if predictor.renderer.columns[arrow.output].name == "image" else 0
+    if not most:
+        return found
     likely = np.flatnonzero(found >= EVEN).tolist()
-    if most and likely:
-        sides = [found[likely], *(read(likely, (most * down, most * right)) for down, right in SIDES[1:])]
+    once, found = found, found - BEHIND
+    if likely:
+        sides = [once[likely], *(read(likely, (most * down, most * right)) for down, right in SIDES[1:])]
         found[likely] = np.mean(sides, 0)
     return found
