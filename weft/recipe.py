@@ -89,7 +89,7 @@ class AudioRecipe:
     codebook: int = 512
     codec_steps: int = 0  # as above
     augment: float = 0.0  # random shift of training inputs along the bands, as a share of them
-    mask: float = 0.0  # longest run of bands, twice, and half of the longest of frames that training blanks, as a share
+    mask: float = 0.0  # two runs of up to this share of the bands, and one of half the share of frames, are blanked
     seconds: float = 30.0  # longest sound; longer ones are listed, not cut
     scale: str = "fixed"  # of the log-mel: fixed | whisper (by the loudest frame); of a model's part: its own
 

@@ -7,12 +7,14 @@ import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 import weft
 from weft.adapt import lora
+from weft.arrows.render import LAYOUT
 from weft.errors import RecipeError, RunError
 from weft.run import Run
 from weft.train.session import make_recipe
@@ -172,3 +174,28 @@ def test_check_holds_from_weights(world) -> None:
     found = weft.check(data, *tiny.ARROWS, overrides=[f'model.source="{folder / "base"}"', *QUICK, *ADAPT])
     assert found.ok, str(found)
     assert lora.DEFAULT == "default"
+
+
+def test_codes_stand_where_the_source_drew_them(tmp_path: Path) -> None:
+    """A run from before rows and columns is gone on with in a line; one that begins anew is not."""
+    picture = lambda shade: np.full((16, 16, 3), shade, np.uint8)
+    rows = [{"word": "dark", "image": picture(9)}, {"word": "light", "image": picture(240)}]
+    words = [*tiny.SMALL, "image.size=16", "image.codes=4", "image.codebook=4", "image.codec_steps=2"]
+
+    def train(name: str, words: list[str]) -> Run:
+        return weft.train(rows * 12, "word:text -> image", out=tmp_path / name, steps=1, overrides=words)
+
+    first = train("first", words)
+    assert first.renderer.layout == LAYOUT == 2
+    told = json.loads((first.path / "renderer.json").read_text())
+    (first.path / "renderer.json").write_text(json.dumps({**told, "layout": 1}))
+    rest = [word for word in words if not word.startswith("model.")]
+    second = train("second", [*rest, f'model.source="{first.path}"'])
+    assert second.renderer.layout == 1
+    told = json.loads((second.path / "codecs" / "report.json").read_text())["image"]
+    assert told["codebook"] == 4 and told["pairs"] and "steps" not in told, "the source's codec, shown as it is"
+    reads = weft.train(
+        rows * 12, "image -> word:label", out=tmp_path / "third", steps=1,
+        overrides=[*rest, f'model.source="{first.path}"'],
+    )  # fmt: skip
+    assert "image" in reads.renderer.codecs, "kept though nothing is drawn"

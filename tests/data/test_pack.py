@@ -79,15 +79,15 @@ def test_branches_are_filled_into_few_documents(sizes, room):
 
 @given(st.lists(st.tuples(st.integers(1, 20), st.integers(1, 3)), min_size=1, max_size=12))
 def test_copies_stand_in_documents_of_their_own(drawn):
-    """(size, how often): no document holds a copy twice, and copies cost few documents more than other branches."""
+    """(size, how often): no document holds a copy twice; laid last, copies would need documents of their own."""
     sizes = [size for size, times in drawn for _ in range(times)]
     names = [number for number, (_, times) in enumerate(drawn) for _ in range(times)]
     parts = pack.fill(sizes, 20, names)
     assert sorted(n for part in parts for n in part) == list(range(len(sizes)))
     assert all(sum(sizes[n] for n in part) <= 20 for part in parts)
     assert all(len({names[n] for n in part}) == len(part) for part in parts)
-    small = pack.fill([9, 9, 9, 9, 2, 2], 20, [0, 1, 2, 3, 4, 4])
-    assert len(small) == 2, "laid last, full documents would leave the copies none"
+    small = pack.fill([10, 8, 9, 9, 2, 2], 20, [0, 1, 2, 3, 4, 4])
+    assert len(small) == 2 and len(pack.fill([10, 8, 9, 9, 2, 2], 20)) == 3, "control: laid last, as other branches are"
 
 
 def test_fill_refuses_what_fits_nowhere():

@@ -13,9 +13,12 @@ from decoding_world import ARROWS, make_model, make_renderer
 from weft.data.sources import Table
 from weft.errors import ArrowError, DataError, RunError
 from weft.evaluate.compare import compare, lines
+from weft.evaluate.measure import told
 from weft.evaluate.run import evaluate
 from weft.evaluate.scoring import scores
 from weft.evaluate.show import chosen, slug
+from weft.generate.reread import SIDES
+from weft.generate.sample import Sampling
 from weft.modalities.audio import to_wav
 from weft.modalities.image import to_png
 from weft.recipe import Recipe, TrainRecipe
@@ -238,3 +241,10 @@ def test_names_and_choices() -> None:
     assert chosen(100)[0] == 0
     assert chosen(100)[-1] == 99
     assert chosen(0) == []
+
+
+def test_what_is_as_usual_is_no_part_of_the_hash() -> None:
+    """A new way to decode changes the hashes of those who use it alone."""
+    assert told(Sampling()) == "{}"
+    assert told(Sampling(temperature=1.0)) == "{'temperature': 1.0}" != told(Sampling(temperature=1.0, guidance=2.0))
+    assert str(SIDES) in told(Sampling(temperature=1.0, tries=4)), "what is read again is read by these moves"

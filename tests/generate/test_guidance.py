@@ -13,7 +13,7 @@ from decoding_world import make_predictor
 from weft.data.condition import asked_nothing
 from weft.errors import RecipeError
 from weft.generate.decode import Rule, decode, led
-from weft.generate.predict import GUIDANCE, Predictor
+from weft.generate.predict import GUIDANCE, Predictor, predict
 from weft.generate.prompt import identity, lay
 from weft.generate.sample import Draws, Sampling
 
@@ -82,10 +82,10 @@ def test_the_first_token_is_drawn_from_the_guided_distribution(guided: Predictor
 
 
 def test_who_is_guided_unless_said(guided: Predictor) -> None:
-    assert guided.default(guided.find("text -> image")).guidance == GUIDANCE
-    assert guided.default(guided.find("text -> speech")).guidance == 1.0
     plain = make_predictor()
+    assert guided.default(guided.find("text -> image")).guidance == GUIDANCE > 1
     assert plain.default(plain.find("text -> image")).guidance == 1.0
+    assert guided.default(guided.find("text -> speech")) == guided.default(guided.find("image -> text")) == Sampling()
 
 
 def test_refused_where_nothing_learned_it(guided: Predictor, records: list) -> None:
@@ -97,3 +97,33 @@ def test_refused_where_nothing_learned_it(guided: Predictor, records: list) -> N
         plain.produce("text -> image", records[:1], replace(HOT, guidance=2.0))
     with pytest.raises(RecipeError, match="guidance=-1"):
         Sampling(guidance=-1.0)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.5])
+def test_an_encoder_is_asked_nothing_as_well(records: list, guidance: float) -> None:
+    """t5: the words stand in the source, and what is drawn depends on them the more, the more it is guided."""
+    predictor = make_predictor("t5", arrows=("text -> image", "text -> speech"))
+    sampling = replace(HOT, guidance=guidance)
+    for column in ("image", "speech"):
+        number = predictor.find(f"text -> {column}")
+        samples = predictor.prompts(number, records[:3])
+        both = samples if guidance == 1.0 else samples + [asked_nothing(sample) for sample in samples]
+        rule = Rule.of(predictor.renderer, column, predictor.length, 2)
+        keys = [identity(sample) for sample in samples]
+        cached, whole = (
+            decode(predictor.model, lay(both, two=True), rule, sampling, Draws(keys, 5), cached=kept)
+            for kept in (True, False)
+        )
+        assert len(cached) == 3 and all(np.array_equal(a, b) for a, b in zip(cached, whole, strict=True))
+
+
+def test_a_temperature_leaves_the_guidance_as_it_is(guided: Predictor, records: list) -> None:
+    drawn = lambda **said: predict(guided, "text -> image", records[:3], temperature=1.3, seed=4, **said)
+    same = lambda a, b: all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+    assert same(drawn(), drawn(guidance=GUIDANCE))
+    assert not same(drawn(), drawn(guidance=1.0)), "control"
+
+
+def test_a_streamed_text_cannot_be_guided(guided: Predictor, records: list) -> None:
+    with pytest.raises(RecipeError, match="guidance=2 needs"):
+        next(guided.stream("image -> text", records[0], Sampling(guidance=2.0)))

@@ -252,4 +252,5 @@ def test_pictures_are_said_steadily_and_come_back_nearly_as_well(image_codec) ->
     pairs = lambda many: zip(new, codec.decode(many), strict=True)
     error = lambda many: np.mean([np.abs(a.astype(int) - b).mean() for a, b in pairs(many)])
     assert slack > 0 and float(codec.network.codebook.error) > 0
-    assert runs(steady) >= runs(nearest) and error(steady) < 1.3 * error(nearest)
+    assert any((a != b).any() for a, b in zip(steady, nearest, strict=True)), "or this test shows nothing"
+    assert runs(steady) > runs(nearest) and error(steady) < 1.3 * error(nearest)

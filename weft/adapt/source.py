@@ -20,6 +20,7 @@ from torch import Tensor
 
 from weft.adapt.merge import plain
 from weft.adapt.start import BASE, START, Start, digest, rows
+from weft.arrows.render import LAYOUT
 from weft.arrows.vocabulary import Vocabulary
 from weft.convert.hf import Imported
 from weft.convert.load import read
@@ -44,6 +45,7 @@ class Source:
     template    Jinja text of its chat template, or ""
     told, files what an export needs to write it back
     fresh       parameters of the config that are in no weights and start anew (bridges between joined parts)
+    layout      of what its renderer makes: where the weights know the codes of a picture to stand
     """
 
     name: str
@@ -57,6 +59,7 @@ class Source:
     told: dict[str, Any] = field(default_factory=dict)
     files: dict[str, Path] = field(default_factory=dict)
     fresh: tuple[str, ...] = ()
+    layout: int = LAYOUT
 
     @property
     def kind(self) -> str:
@@ -107,7 +110,7 @@ def of_run(name: str, run: Run) -> Source:
     renderer = run.renderer
     return Source(
         name, run.config, lambda: merged(run), renderer.text, renderer.vocabulary, dict(renderer.columns),
-        dict(renderer.codecs), template, said, files,
+        dict(renderer.codecs), template, said, files, layout=renderer.layout if "image" in renderer.codecs else LAYOUT,
     )  # fmt: skip
 
 

@@ -241,6 +241,7 @@ class Assembler:
         place = lambda piece: [Part(piece, 0.0, 0, arrow, weight, row)]
         if objective == "contrastive":
             return place(pack.flatten(sample.part("input"))[0]), place(pack.flatten(sample.part("output"))[0])
+        places = None
         if self.arrows[arrow].kind == "fill":
             marker, content = content_of(sample, self.renderer.vocabulary.end)
             if doc.stop:
@@ -253,9 +254,11 @@ class Assembler:
             source = pack.flatten(sample.part("input"))[0]
             output, loss = pack.flatten(sample.part("output"))
             ids = output.ids
+            if output.positions is not None:
+                places = np.pad(output.positions[:-1] + 1, ((1, 0), (0, 0)))  # one on, behind the token that begins
         given = np.concatenate([[self.renderer.vocabulary.pad], ids[:-1]]).astype(np.int32)  # Raffel et al. 2020
         targets = np.where(loss, ids, pack.UNTRAINED).astype(np.int32)
-        return place(Piece(given, targets, advance=float(len(given)))), place(source)
+        return place(Piece(given, targets, places, advance=float(len(given)))), place(source)
 
     def _rng(self, row: int, arrow: int, doc: Doc) -> np.random.Generator:
         return np.random.default_rng([self.seed, 3, doc.epoch, row, arrow, doc.start])

@@ -10,7 +10,7 @@ plan. What learned both says, at each step of decoding, what the question change
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,9 +19,10 @@ import numpy as np
 from weft.arrows.grammar import Arrow
 from weft.arrows.sample import Sample
 from weft.data.pack import UNTRAINED, Document, Piece
+from weft.errors import RecipeError
 
 
-def guidable(arrow: Arrow, columns: dict[str, Any]) -> bool:
+def guidable(arrow: Arrow, columns: Mapping[str, Any]) -> bool:
     """Whether an arrow's inputs can be left out: it draws or speaks from words alone."""
     words = all(columns[column.name].name in ("text", "label") for column in arrow.inputs)
     return arrow.kind == "produce" and words and columns[arrow.output].name in ("image", "audio")
@@ -39,11 +40,19 @@ def asked_nothing(sample: Sample) -> Sample:
 
 
 class Dropout:
-    """Leaves the inputs out of a share of the documents, by a hash of (seed, epoch, its first sample)."""
+    """Leaves the inputs out of a share of the documents, by a hash of (seed, epoch, its first sample).
 
-    def __init__(self, share: float, arrows: Sequence[Arrow], columns: dict[str, Any], seed: int) -> None:
+    Raises RecipeError for a share of nothing: where no arrow can be guided.
+    """
+
+    def __init__(self, share: float, arrows: Sequence[Arrow], columns: Mapping[str, Any], seed: int) -> None:
         self.share, self.seed = share, seed
         self.arrows = {number for number, arrow in enumerate(arrows) if share > 0 and guidable(arrow, columns)}
+        if share > 0 and not self.arrows:
+            raise RecipeError(
+                f"train.options.condition_dropout={share:g} needs an arrow that draws or speaks from words alone, like "
+                "'caption -> image'; there is none. Leave it out."
+            )
 
     def drops(self, document: Document, epoch: int) -> bool:
         """Whether nothing is to be asked in this document."""

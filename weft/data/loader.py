@@ -226,7 +226,8 @@ class Loader:
             return (given, total - given), 0, None, 0
         cut = arrow.kind in ("model", "fill") and self.renderer.columns[arrow.output].name == "text"
         first = arrow.inputs[0].name if parts else ""
-        key = (first, content(self.table.column(first)[row])) if parts else None
+        alone = number in self.assembler.dropout.arrows  # whose inputs are left out: never with those of another arrow
+        key = (first, content(self.table.column(first)[row]), alone) if parts else None
         return (total,), parts[0] if parts else 0, key, total if cut else 0
 
     def _tokens(self, column: str, value: Any, row: int) -> int:

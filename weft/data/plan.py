@@ -26,6 +26,7 @@ SHARE = (
     0.25  # a beginning is shared when it is at least this part of an average rest; below, single documents pack better
 )
 ROUND = 50  # steps that a round has at least
+PLAN = 2  # of what stands with what: a change that has a resumed run meet its rows in another order is another one
 
 
 @dataclass(frozen=True)

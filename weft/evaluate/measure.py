@@ -12,7 +12,7 @@ a <-> b         rank of the partner
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any
 
@@ -31,6 +31,7 @@ from weft.evaluate.scoring import VERSION, Parts, digest
 from weft.evaluate.show import Samples, chosen
 from weft.generate.encoded import encoders, vector
 from weft.generate.predict import Predictor
+from weft.generate.reread import SIDES, SURE
 from weft.generate.sample import Sampling
 from weft.generate.teach import teach
 from weft.run import SKIPPED, read_lines
@@ -185,7 +186,7 @@ class Bench:
             arrow.task,
             *(f"{c} {self.types[c].name} {getattr(self.types[c], 'values', '')}" for c in arrow.columns),
         ]
-        decoding = "teacher-forced" if kind in ("model", "fill", "align", "prefer") else repr(self._decoding(arrow))
+        decoding = "teacher-forced" if kind in ("model", "fill", "align", "prefer") else told(self._decoding(arrow))
         return Parts(digest(cells), digest(prompt), digest([f"{kind} {VERSION}"]), digest([decoding]))
 
     def _decoding(self, arrow: Arrow) -> Sampling:
@@ -415,3 +416,9 @@ def _pairs(rows: np.ndarray, log_p: np.ndarray, start: np.ndarray | None = None)
 
 def _plural(kind: str) -> str:
     return {"image": "pictures", "audio": "recordings"}[kind]
+
+
+def told(sampling: Sampling) -> str:
+    """How it was decoded, for the hash of a score: what is not as usual, so that a new field changes no old hash."""
+    said = {f.name: getattr(sampling, f.name) for f in fields(sampling) if getattr(sampling, f.name) != f.default}
+    return f"{said} {SIDES} {SURE}" if sampling.tries > 1 else f"{said}"

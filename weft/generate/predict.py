@@ -300,10 +300,11 @@ class Predictor:
         self, samples: list[Sample], rule: Rule, sampling: Sampling, draws: Draws | None, batch: int
     ) -> list[np.ndarray]:
         ids: list[np.ndarray] = [np.zeros(0, np.int64)] * len(samples)
-        for which in _alike([len(sample) for sample in samples], TOKENS, batch):
+        beside = 1 if sampling.guidance == 1.0 else 2  # rows of the model for each answer
+        for which in _alike([len(sample) for sample in samples], TOKENS // beside, max(1, batch // beside)):
             mine = None if draws is None else draws.only(which)
             asked = [samples[i] for i in which]
-            prompts = self._lay(asked if sampling.guidance == 1.0 else asked + [asked_nothing(one) for one in asked])
+            prompts = self._lay(asked if beside == 1 else asked + [asked_nothing(one) for one in asked])
             rows = decode(self.model, prompts, rule, sampling, mine, half=self.half)
             for number, row in zip(which, rows, strict=True):
                 ids[number] = row
@@ -319,6 +320,7 @@ class Predictor:
         column = self.renderer.arrows[arrow].output
         if self.renderer.columns[column].name not in ("text", "messages"):
             raise ArrowError(f"{column} is {self.renderer.columns[column].name}; only text can be streamed.")
+        self._guidable(arrow, sampling)
         samples = self.prompts(arrow, [record])
         draws = None if sampling.greedy else Draws([identity(samples[0])], sampling.seed)
         head = 2 if self.model.kind == "encoder-decoder" else len(samples[0])
@@ -422,8 +424,9 @@ def predict(
     if isinstance(run, str | Path) and foreign(run):
         return [heard.text for heard in transcribe(run, [sound_of(arrow, record) for record in records], times=False)]
     predictor = run if isinstance(run, Predictor) else Predictor(run, adapter=adapter)
-    usual = predictor.default(predictor.find(arrow)) if temperature is None else Sampling(temperature)
+    usual = predictor.default(predictor.find(arrow))
     led = usual.guidance if guidance is None else guidance
+    usual = usual if temperature is None else Sampling(temperature)
     sampling = replace(usual, top_k=top_k, top_p=top_p, min_p=min_p, repetition=repetition, guidance=led, seed=seed)
     return [one.value for one in predictor.produce(arrow, records, sampling, batch=batch)]
 

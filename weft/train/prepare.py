@@ -27,7 +27,7 @@ from weft.adapt.start import width as outlet_width
 from weft.arrows.chat import Message, Template
 from weft.arrows.chat import read as read_messages
 from weft.arrows.grammar import Arrow, check_columns, parse_all, said_types
-from weft.arrows.render import Renderer
+from weft.arrows.render import LAYOUT, Renderer
 from weft.arrows.resolve import Resolution, resolve
 from weft.arrows.types import ColumnType, Label, Text, as_text, blank, guess
 from weft.arrows.vocabulary import ROLES, Layer, Vocabulary
@@ -124,7 +124,8 @@ def prepare(
         roles=len(ROLES) if any(t.name == "messages" for t in types.values()) and not template_of(known) else 0,
     )
     vocabulary = known.vocabulary.grown(layer) if known else Vocabulary.of(layer)
-    renderer = Renderer(recipe, types, arrows, vocabulary, text, codecs, template=template_of(known))
+    layout = known.layout if known else LAYOUT
+    renderer = Renderer(recipe, types, arrows, vocabulary, text, codecs, template=template_of(known), layout=layout)
     media = wanted_media(recipe, types, arrows)
     config = (
         model_config(recipe, types, arrows, resolutions, vocabulary, media) if source is None
@@ -134,7 +135,7 @@ def prepare(
     if folder is not None:
         renderer.save(folder)
         show_codecs(folder / "codecs", codecs, told, samples(recipe, table, split, arrows, types, codecs))
-    steps = {kind: t["steps"] for kind, t in told.items()}
+    steps = {kind: t["steps"] for kind, t in told.items() if "steps" in t}
     return Prepared(table, split, types, arrows, resolutions, renderer, config, steps, base, start)
 
 
@@ -404,7 +405,9 @@ def samples(
 def show_codecs(folder: Path, codecs: dict[str, Any], told: dict[str, Any], items: dict[str, list[np.ndarray]]) -> None:
     """Write codecs/report.json, and originals beside what their codes give back."""
     for kind, codec in codecs.items():
-        originals = items[kind]
+        originals = items.get(kind)
+        if not originals:  # a source's codec that no arrow of this run needs
+            continue
         if kind == "image":
             originals = [square(item, codec.settings["size"]) for item in originals]
         back = codec.decode(codec.encode(originals))
@@ -415,7 +418,7 @@ def show_codecs(folder: Path, codecs: dict[str, Any], told: dict[str, Any], item
             for name, item in zip(names, pair, strict=True):
                 (folder / name).write_bytes(write(item))
             pairs.append(names)
-        told[kind]["pairs"] = pairs
+        told.setdefault(kind, {"codebook": codec.size})["pairs"] = pairs  # of a source's codec nothing else is known
     if codecs:
         (folder / "report.json").write_text(json.dumps(told, indent=1), encoding="utf-8")
 

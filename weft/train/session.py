@@ -32,6 +32,7 @@ from weft.core.config import to_tree
 from weft.data.assemble import Skips
 from weft.data.batch import Batch
 from weft.data.loader import Loader
+from weft.data.plan import PLAN
 from weft.data.sources import Table, content, open_table
 from weft.errors import RecipeError, RunError, WeftError
 from weft.model import kind as kind_of
@@ -244,7 +245,7 @@ def begin(run: Run, began: float) -> tuple[Session, Prepared]:
     speak(str(found))
     tell(session, prepared, found)
     run.keep(run.recipe)
-    replace_text(run.path / PREPARED, json_module.dumps({"fingerprint": run.table.fingerprint}) + "\n")
+    replace_text(run.path / PREPARED, json_module.dumps({"fingerprint": run.table.fingerprint, "plan": PLAN}) + "\n")
     return session, prepared
 
 
@@ -282,6 +283,8 @@ def reopen(run: Run) -> tuple[Session, Prepared]:
             f"{run.table.name} is not what {run.path} was trained on: its content has changed. "
             "Restore it, or train anew."
         )
+    if said.get("plan", 1) != PLAN and any(times > 1 for times in run.recipe.mix.values()):
+        speak("an older weft planned this run: from here on it meets its rows in another order than it would have")
     arrows, types, resolutions = understand(run.recipe, run.table, kind_of(run.config.topology), run.renderer.columns)
     base, start = load_start(run.path)
     prepared = Prepared(
