@@ -15,7 +15,8 @@ import inspect
 import json as json_module
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+import types
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -117,21 +118,41 @@ Adapted = Sequence[str]  # the five options From ... Teacher as overrides of the
 PREDICT_WORDS = {"allow_extra_args": True, "ignore_unknown_options": True}  # --COLUMN is known only once the arrow is
 
 
-def adaptable(command: Callable[..., None]) -> Callable[..., None]:
-    """A command with the options of training from weights, declared once; it gets them as overrides, `adapted`."""
-    options = {"source": From, "lora": Adapter, "freeze": Freeze, "keep": Keep, "teacher": Teacher}
+def grouped(into: str, options: dict[str, tuple[Any, Any]], gather: Callable[..., Any] = dict) -> Callable:
+    """A decorator: a command with options {name: (annotation, default)}, which it gets as one argument, `into`."""
 
-    @functools.wraps(command)
-    def run(**given: Any) -> None:
-        command(adapted=adapting(**{name: given.pop(name) for name in options}), **given)
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(command)
+        def run(**given: Any) -> None:
+            command(**{into: gather(**{name: given.pop(name) for name in options})}, **given)
 
-    signature = inspect.signature(command, eval_str=True)
-    own = [p.replace(kind=p.KEYWORD_ONLY) for p in signature.parameters.values() if p.name != "adapted"]
-    only = inspect.Parameter.KEYWORD_ONLY
-    more = [inspect.Parameter(name, only, default=None, annotation=option) for name, option in options.items()]
-    run.__signature__ = signature.replace(parameters=[*own, *more])  # type: ignore[attr-defined]
-    run.__annotations__ = {p.name: p.annotation for p in [*own, *more]}
-    return run
+        signature, only = inspect.signature(command, eval_str=True), inspect.Parameter.KEYWORD_ONLY
+        own = [p.replace(kind=only) for p in signature.parameters.values() if p.name != into]
+        more = [inspect.Parameter(n, only, default=usual, annotation=option) for n, (option, usual) in options.items()]
+        run.__signature__ = signature.replace(parameters=[*own, *more])  # type: ignore[attr-defined]
+        run.__annotations__ = {p.name: p.annotation for p in [*own, *more]}
+        return run
+
+    return decorate
+
+
+adaptable = grouped(
+    "adapted",
+    {name: (option, None) for name, option in [
+        ("source", From), ("lora", Adapter), ("freeze", Freeze), ("keep", Keep), ("teacher", Teacher)
+    ]},
+    lambda **given: adapting(**given),
+)  # fmt: skip
+DRAWN: dict[str, tuple[Any, Any]] = {
+    "temperature": (Annotated[float | None, typer.Option(help="0: the likeliest token. Unless said: 0, for pictures 1.",
+                                                         show_default=False)], None),
+    "top_k": (Annotated[int, typer.Option(help="Only the k likeliest tokens; 0: all.")], 0),
+    "top_p": (Annotated[float, typer.Option(help="Only the likeliest tokens that make up this share.")], 1.0),
+    "guidance": (Annotated[float | None, typer.Option(help="How much of what the words change, where the run "
+                                                      "learned it. Unless said: 1, for pictures 2.",
+                                                      show_default=False)], None),
+    "seed": (Annotated[int, typer.Option(help="For temperature > 0.")], 0),
+}  # fmt: skip
 
 
 @app.callback(invoke_without_command=True)
@@ -199,6 +220,7 @@ def train(
 
 
 @app.command(context_settings=PREDICT_WORDS)
+@grouped("drawn", DRAWN)
 def predict(
     ctx: typer.Context,
     run: RunPath,
@@ -209,17 +231,10 @@ def predict(
     out: Annotated[Path | None, typer.Option(help="Folder for pictures and sounds (RUN/predictions unless said), or "
                                             "the file of a single one; for texts a file, one on each line.",
                    show_default=False)] = None,
-    temperature: Annotated[float | None, typer.Option(help="0: the likeliest token. Unless said: 0, for pictures 1.",
-                           show_default=False)] = None,
-    top_k: Annotated[int, typer.Option(help="Only the k likeliest tokens; 0: all.")] = 0,
-    top_p: Annotated[float, typer.Option(help="Only the likeliest tokens that make up this share.")] = 1.0,
-    guidance: Annotated[float | None, typer.Option(help="How much of what the words change, where the run learned it. "
-                                                   "Unless said: 1, for pictures 2.", show_default=False)] = None,
-    seed: Annotated[int, typer.Option(help="For temperature > 0.")] = 0,
     adapter: Annotated[str, typer.Option(metavar="NAME", help="One of RUN/adapters, or a path; none: the base alone.",
                        show_default=False)] = "",
     format: Annotated[str, typer.Option(help="Of speech written down: text, srt, vtt or json.")] = "text",
-    json: Json = False,
+    json: Json = False, drawn: Mapping[str, Any] = types.MappingProxyType({}),
 ) -> None:  # fmt: skip
     """Produce an arrow's output. Text is printed; pictures and sounds become files, whose paths are printed."""
     from weft.arrows.grammar import parse
@@ -237,12 +252,8 @@ def predict(
     else:
         rows = [check_inputs(parsed, given)]
     out = checked(out) if out else None  # before the work is done
-    values = weft.predict(
-        run, arrow, rows, temperature=temperature, top_k=top_k, top_p=top_p, guidance=guidance, seed=seed,
-        adapter=adapter,
-    )  # fmt: skip
-    name = parsed.outputs[0].name
-    shown = present(values, out, run / "predictions", name)
+    values = weft.predict(run, arrow, rows, adapter=adapter, **drawn)
+    shown = present(values, out, run / "predictions", parsed.outputs[0].name)
     if json:
         print_json(
             [{"arrow": str(parsed), "inputs": row, "output": text} for row, text in zip(rows, shown, strict=True)]
