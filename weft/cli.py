@@ -138,11 +138,15 @@ def grouped(into: str, options: dict[str, tuple[Any, Any]], gather: Callable[...
 
 adaptable = grouped(
     "adapted",
-    {name: (option, None) for name, option in [
-        ("source", From), ("lora", Adapter), ("freeze", Freeze), ("keep", Keep), ("teacher", Teacher)
-    ]},
-    lambda **given: adapting(**given),
-)  # fmt: skip
+    {
+        "source": (From, None),
+        "lora": (Adapter, None),
+        "freeze": (Freeze, None),
+        "keep": (Keep, None),
+        "teacher": (Teacher, None),
+    },
+    lambda **given: adapting(**given),  # which stands below
+)
 DRAWN: dict[str, tuple[Any, Any]] = {
     "temperature": (Annotated[float | None, typer.Option(help="0: the likeliest token. Unless said: 0, for pictures 1.",
                                                          show_default=False)], None),

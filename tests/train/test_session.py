@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import signal
 import sys
@@ -14,8 +15,9 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parent))
 from tiny import ARROWS, SMALL, table
 
+from weft.data.plan import PLAN
 from weft.errors import DataError, WeftError
-from weft.run import COMMAND, LOCK, RECIPE, SKIPPED, read_lines
+from weft.run import COMMAND, LOCK, RECIPE, SKIPPED, Run, read_lines
 from weft.train import loop, session, train
 
 PICTURES = ("image.size=16", "image.patch=8", *SMALL)
@@ -113,3 +115,15 @@ def test_a_checkpoint_holds_where_the_rounds_end(tmp_path):
     run = train(table(tmp_path / "data"), *ARROWS, out=tmp_path / "run", steps=2, overrides=SMALL)
     opened = session.reopen(run)[0]
     assert opened.loader.ends == opened.state.rounds and len(opened.loader.ends) == 1
+
+
+def test_a_run_that_an_older_weft_planned_is_told_so(tmp_path, capsys):
+    data = table(tmp_path / "data")
+    for times, planned, told in ((2, 1, True), (2, PLAN, False), (1, 1, False)):
+        out = tmp_path / f"{times}-{planned}"
+        run = train(data, ARROWS[0], out=out, steps=1, overrides=[*SMALL, f'mix."{ARROWS[0]}"={times}'])
+        path = run.path / session.PREPARED
+        path.write_text(json.dumps({**json.loads(path.read_text()), "plan": planned}))
+        capsys.readouterr()
+        session.reopen(Run.open(out))
+        assert ("an older weft planned this run" in capsys.readouterr().err) == told
