@@ -33,7 +33,7 @@ def recipes(draw: st.DrawFn) -> Recipe:
         data=draw(words), arrows=tuple(draw(st.lists(words, max_size=3))), out=draw(words),
         seed=draw(st.integers(0, 2**40)),
         types=draw(st.dictionaries(words, st.sampled_from(["image", "audio", "text", "label"]), max_size=3)),
-        mix=draw(st.dictionaries(words, st.floats(0, 100), max_size=3)),
+        mix=draw(st.dictionaries(words, st.floats(0, 100) | words.filter(bool), max_size=3)),
     )  # fmt: skip
     options = dataclasses.replace(
         base.train.options, warmup=draw(st.floats(0, 1)), clip=draw(st.floats(1e-8, 1e8)), check=draw(st.booleans()),
@@ -111,6 +111,7 @@ def test_every_field_is_written() -> None:
         ("arrows=a -> b", "arrows", ("a -> b",)),
         ('mix."a -> b"=0.5', "mix", {"a -> b": 0.5}),
         ("mix={'a=1 -> b' = 2}", "mix", {"a=1 -> b": 2.0}),
+        ("mix={'a -> b' = 'often'}", "mix", {"a -> b": "often"}),
         ("types.answer=label", "types", {"answer": "label"}),
         ("out=2024", "out", "2024"),
         ("out=true", "out", "true"),

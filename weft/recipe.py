@@ -14,6 +14,7 @@ import math
 import os
 import re
 import tomllib
+import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -77,6 +78,7 @@ class ImageRecipe:
     codebook: int = 512
     codec_steps: int = 0  # training steps of the codec; 0: as many as its share of the minutes allows, then saved here
     augment: float = 0.0  # random shift of training inputs, as a share of the size
+    warp: float = 0.0  # they are also turned, zoomed, stretched and slanted, each by up to this share of the size
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)  # taken from red, green, blue in [0,1]; of a model's part: its own
     std: tuple[float, ...] = (0.5, 0.5, 0.5)  # what they are then divided by
 
@@ -147,7 +149,8 @@ class Recipe:
     out: str = ""
     seed: int = 0
     types: dict[str, str] = field(default_factory=dict)  # column -> image | audio | text | label | messages
-    mix: dict[str, float] = field(default_factory=dict)  # arrow -> how often its rows are drawn per epoch (0.5: half)
+    # arrow -> how often its rows are drawn per epoch (0.5: half), or the column that says it of each row
+    mix: dict[str, float | str] = field(default_factory=dict)
     model: ModelRecipe = field(default_factory=ModelRecipe)
     text: TextRecipe = field(default_factory=TextRecipe)
     image: ImageRecipe = field(default_factory=ImageRecipe)
@@ -179,7 +182,7 @@ SHARE = Rule(lambda v: 0 <= v <= 1, "a share from 0 to 1")
 RULES: dict[str, Rule] = {
     "seed": _at_least(0),
     "types.*": _one_of("image", "audio", "text", "label", "messages"),
-    "mix.*": _at_least(0),
+    "mix.*": Rule(lambda v: v != "" if isinstance(v, str) else v >= 0, "0 or more, or the name of a column"),
     "model.dim": _at_least(0),
     "model.depth": _at_least(0),
     "model.heads": _at_least(0),
@@ -201,6 +204,7 @@ RULES: dict[str, Rule] = {
     "image.codebook": _at_least(2),
     "image.codec_steps": _at_least(0),
     "image.augment": Rule(lambda v: 0 <= v < 1, "a share from 0 to less than 1"),
+    "image.warp": Rule(lambda v: 0 <= v < 0.5, "a share from 0 to less than 0.5"),
     "image.mean": Rule(lambda v: len(v) == 3, "three numbers, of red, green and blue"),
     "image.std": Rule(lambda v: len(v) == 3 and min(v) > 0, "three numbers over 0, of red, green and blue"),
     "audio.scale": _one_of("fixed", "whisper"),
@@ -339,6 +343,8 @@ def _typed(hint: Any, value: Any, path: str) -> Any:
         return tuple(_typed(inner[0], item, f"{path}[{index}]") for index, item in enumerate(value))
     if origin is dict and isinstance(value, Mapping):
         return {str(name): _typed(inner[1], item, f"{path}.{_key(str(name))}") for name, item in value.items()}
+    if origin is types.UnionType:
+        return value if isinstance(value, str) and str in inner else _typed(inner[0], value, path)
     if hint is object:
         return _plain(value, path)
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+from scipy import ndimage
 
-from weft.data.augment import MEMORY, Augment, run_of, shift_of
+from weft.data.augment import MEMORY, Augment, change_of, run_of, shift_of
 from weft.data.pack import Item, Part, Piece
-from weft.modalities.image import patches, shift, shift_patches
+from weft.modalities.image import bend, move_patches, patches, shift
 from weft.recipe import Recipe
 
 RNG = np.random.default_rng(0)
@@ -44,8 +45,8 @@ def test_patches_are_moved_as_the_pixels_would_be() -> None:
     still = patches(PICTURE, 8).values
     for down, right in ((0, 0), (3, -2), (-5, 7), (60, 60)):
         wanted = patches(shift(PICTURE, down, right), 8).values
-        assert np.array_equal(shift_patches(still, 6, 8, down, right), wanted)
-    assert not np.array_equal(shift_patches(still, 4, 8, 3, -2), patches(shift(PICTURE, 3, -2), 8).values), (
+        assert np.array_equal(move_patches(still, 6, 8, down, right), wanted)
+    assert not np.array_equal(move_patches(still, 4, 8, 3, -2), patches(shift(PICTURE, 3, -2), 8).values), (
         "control: with the wrong number of columns it is another picture"
     )
 
@@ -59,6 +60,38 @@ def test_an_item_is_moved_alike_for_all_its_samples_and_the_piece_stays() -> Non
     assert (down, right) != (0, 0) and np.array_equal(moved[0], patches(shift(PICTURE, down, right), 8).values)
     found = {augment.document([Part(one)], turn)[0].piece.items[0].values.tobytes() for turn in range(30)}
     assert len(found) > 15, "another epoch, another place"
+
+
+def test_a_picture_is_bent_about_its_middle_as_scipy_bends_it() -> None:
+    smooth = PICTURE.astype(np.float32)
+    for turn, (down, right) in enumerate([(0, 0), (2, -3), (40, 0)]):
+        change = change_of(turn, "a.png", 0.2)
+        middle = np.array([15.5, 23.5])
+        offset = middle - change @ (middle + [down, right])
+        wanted = np.stack([
+            ndimage.affine_transform(smooth[..., c], change, offset, order=1, mode="nearest") for c in range(3)
+        ], -1)  # fmt: skip
+        assert np.abs(bend(smooth, change, down, right) - wanted).max() < 1e-2
+        assert np.abs(bend(smooth, change.T, down, right) - wanted).max() > 10, "control: slanted the other way"
+    for move in ((0, 0), (3, -2)):
+        assert np.array_equal(bend(PICTURE, np.eye(2), *move), shift(PICTURE, *move))
+    for thin in (PICTURE[:1], PICTURE[:, :1], PICTURE[:1, :1]):
+        assert bend(thin, change_of(0, "a", 0.2)).shape == thin.shape
+
+
+def test_how_a_picture_is_bent_is_a_function_of_seed_and_name() -> None:
+    changes = np.stack([change_of(seed, key, 0.1) for seed in range(60) for key in ("a", "b")]) - np.eye(2)
+    assert np.array_equal(changes[7] + np.eye(2), change_of(3, "b", 0.1))
+    assert 0.09 < changes.max() < 0.1 and -0.1 < changes.min() < -0.09, "both ways, within its share"
+    assert np.abs(np.corrcoef(changes.reshape(120, 4).T) - np.eye(4)).max() < 0.3, "each number on its own"
+    made = replace(recipe(image=0.1), image=replace(recipe(image=0.1).image, warp=0.1))
+    down, right = shift_of(5, "a.png", 5)
+    values = patches(PICTURE, 8).values
+    wanted = move_patches(values, 6, 8, down, right, change_of(5, "a.png", 0.1))
+    assert np.array_equal(augment_of(made, piece(), 5), wanted) and not np.array_equal(
+        augment_of(recipe(image=0.1), piece(), 5), wanted
+    )
+    assert Augment(replace(recipe(), image=replace(recipe().image, warp=0.1))).kinds == {"image"}
 
 
 def test_only_what_the_recipe_names_is_moved() -> None:

@@ -41,8 +41,8 @@ def test_kinds_of_rows(built, rows):
     filled = Counter(tuple(name for name in demo.COLUMNS if row[name]) for row in rows)
     assert set(filled) == {
         ("image", "question", "answer", "speech", "split"),
-        ("image", "caption", "split"),
-        ("speech", "text", "split"),
+        ("image", "caption", "split", "times"),
+        ("speech", "text", "split", "times"),
     }
     facts = json.loads((built.parent / "table.json").read_text())["splits"]
     assert (facts["train"]["questions"], facts["validation"]["questions"], facts["test"]["questions"]) == (
@@ -89,8 +89,12 @@ def spelled(text: str) -> list[str]:
 
 
 def test_held_out_sentences(rows):
-    share = Counter(row["split"] for row in rows if row["text"])
+    more = set(demo.practice())
+    share = Counter(row["split"] for row in rows if row["text"] and row["text"] not in more)
     assert 0.12 < share["test"] / share.total() < 0.2, share
+    assert not more & set(demo.sentences()), "what is held out of the others is not in what is for training only"
+    practised = Counter(row["split"] for row in rows if row["text"] in more)
+    assert set(practised) == {"train"} and practised["train"] == len(more) > 2000
     words = {word for row in rows if row["text"] and row["split"] == "train" for word in spelled(row["text"])}
     test = {word for row in rows if row["text"] and row["split"] == "test" for word in spelled(row["text"])}
     assert test <= words, "no held-out sentence has a word that was never spoken"

@@ -161,6 +161,28 @@ def test_mix_draws_by_weight(load):
         load(ASK, "-> text", mix={"-> txt": 1.0}).round(0)
 
 
+def test_a_column_says_how_often_each_row_is_drawn(load):
+    often = [["3", 2, 0, "0.5", None][i % 5] for i in range(90)]
+    plain = {name: table(90).column(name) for name in table().columns}
+    data = Table({**plain, "often": often})
+    loader = load("-> text", data=data, mix={"-> text": "often"}, tokens=64)
+    epochs, found = 4 * loader.round(0).epochs, Counter()
+    for number in range(4):
+        for step in range(loader.round(number).steps):
+            for rows in loader.round(number).step(step):
+                found.update(int(loader.planner("train").samples[0].row[doc.samples[0]]) for row in rows for doc in row)
+    for row in np.flatnonzero(loader.split == "train").tolist():
+        wanted = epochs * float(often[row] if often[row] is not None else 1)
+        assert abs(found[row] - wanted) < 1, (row, often[row])
+    assert any(found[row] != found[row - 1] for row in range(1, 80)), "control: not all alike"
+    with pytest.raises(RecipeError, match="Did you mean 'often'"):
+        load("-> text", data=data, mix={"-> text": "oftn"}).round(0)
+    for bad in ("many", -1, 1e9, "nan"):
+        data = Table({**plain, "often": [1] * 7 + [bad] * 83})
+        with pytest.raises(DataError, match="row 7 of the column 'often'"):
+            load("-> text", data=data, mix={"-> text": "often"}).round(0)
+
+
 def test_blank_cells_sit_out(load):
     data = table()
     data._data["question"] = ["" if n % 2 else q for n, q in enumerate(data.column("question"))]

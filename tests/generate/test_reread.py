@@ -61,6 +61,23 @@ def test_of_all_that_was_drawn_the_likeliest_is_kept(predictor, records) -> None
     assert (many >= once - 1e-4).all() and (many > once + 1e-3).any()
 
 
+def test_turns_drawn_together_are_kept_as_turn_by_turn(predictor, records, monkeypatch) -> None:
+    records = [record for record in records if record["text"]] * 2
+    sure = np.median(drawn(predictor, records, 3)[1])  # so that some rows are done on the way, and some never
+    monkeypatch.setattr(reread, "SURE", float(sure))
+    asked: list[int] = []
+    whole = predictor._produced
+    monkeypatch.setattr(predictor, "_produced", lambda *a: (asked.append(len(a[1])), whole(*a))[1])
+    together = drawn(predictor, records, 7)[0]
+    calls, asked[:] = len(asked), []
+    monkeypatch.setattr(reread, "TOGETHER", 1)
+    one_by_one = drawn(predictor, records, 7)[0]
+    assert calls == 4 and len(asked) == 7, "turns 1, 2, 3 and 4, 5 to 7"
+    assert all(np.array_equal(a, b) for a, b in zip(together, one_by_one, strict=True))
+    fewer = drawn(predictor, records, 2)[0]
+    assert not all(np.array_equal(a, b) for a, b in zip(together, fewer, strict=True)), "control: later turns matter"
+
+
 def test_without_a_reverse_arrow_nothing_is_doubted(predictor, records) -> None:
     number = predictor.find("image, question -> answer")
     assert (readings(predictor, number, records[:2], [None, None]) == 0).all()

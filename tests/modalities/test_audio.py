@@ -19,7 +19,6 @@ from weft.modalities.audio import (
     open_audio,
     to_wav,
     to_wave,
-    to_waves,
 )
 
 
@@ -201,14 +200,12 @@ def test_the_way_back_is_close_and_repeats() -> None:
     )
 
 
-def test_many_ways_back_at_once() -> None:
-    mels = [log_mel(voice(0.5)), log_mel(tone(300, 0.3)), np.full((1, 80), -1, np.float32)]
-    waves = to_waves(mels)
-    assert [len(w) for w in waves] == [160 * len(m) for m in mels]
-    for mel, wave in zip(mels[:2], waves, strict=False):
-        assert np.abs(log_mel(wave) - mel).mean() < 0.06
-    assert np.abs(waves[2]).max() < 1e-2, "silence stays silent"
-    assert to_waves([]) == []
+def test_short_sounds_come_back_and_silence_stays_silent() -> None:
+    for mel in (log_mel(voice(0.5)), log_mel(tone(300, 0.3))):
+        wave = to_wave(mel)
+        assert wave.shape == (160 * len(mel),) and np.abs(log_mel(wave) - mel).mean() < 0.06
+    silent = to_wave(np.full((1, 80), -1, np.float32))
+    assert silent.shape == (160,) and np.abs(silent).max() < 1e-2
 
 
 def test_wav_comes_back_and_clips() -> None:

@@ -465,12 +465,12 @@ class Renderer:
             return [self.text.decode(row) for row in rows]  # type: ignore[union-attr]
         if kind.name == "image":
             return self._codec("image").decode(rows)
-        from weft.modalities.audio import to_waves
+        from weft.modalities.audio import to_wave
 
         spoken = [index for index, row in enumerate(rows) if len(row)]
         waves: list[np.ndarray] = [np.zeros(0, np.float32)] * len(rows)
-        for index, wave in zip(spoken, to_waves(self._codec("audio").decode([rows[i] for i in spoken])), strict=True):
-            waves[index] = wave
+        for index, mel in zip(spoken, self._codec("audio").decode([rows[i] for i in spoken]), strict=True):
+            waves[index] = to_wave(mel)
         return waves
 
     def _inside(self, column: str, block: range, ids: np.ndarray) -> np.ndarray:

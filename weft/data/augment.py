@@ -1,4 +1,4 @@
-"""Media of an epoch, moved: pictures by pixels, sounds by bands and blanked in runs, each by a hash of (seed, epoch, item).
+"""Media of an epoch, moved: pictures by pixels and bent, sounds by bands and blanked in runs, by hash (seed, epoch, item).
 
 What is moved is a copy of the values when a batch is put together. Samples for next-token prediction are rendered once,
 as they are, and kept, so that an epoch costs no rendering of them; every sample of an item shows it moved alike.
@@ -14,7 +14,7 @@ import numpy as np
 
 from weft.data.pack import Document, Item, Piece
 from weft.modalities.audio import blank_runs, shift_bands
-from weft.modalities.image import shift_patches
+from weft.modalities.image import move_patches
 from weft.recipe import Recipe
 
 MEMORY = 8 << 20  # bytes of moved items that are remembered: rows of one step often share theirs
@@ -25,7 +25,7 @@ class Augment:
 
     def __init__(self, recipe: Recipe) -> None:
         self.image, self.audio = recipe.image, recipe.audio
-        shares = {"image": self.image.augment, "audio": max(self.audio.augment, self.audio.mask)}
+        shares = {"image": max(self.image.augment, self.image.warp), "audio": max(self.audio.augment, self.audio.mask)}
         self.kinds = frozenset(kind for kind, share in shares.items() if share > 0)
         self._recent: OrderedDict[tuple[int, str, str], np.ndarray] = OrderedDict()
         self._bytes = 0
@@ -55,10 +55,11 @@ class Augment:
 
     def _picture(self, piece: Piece, item: Item, turn: int) -> np.ndarray:
         move = shift_of(turn, item.name, round(self.image.augment * self.image.size))
+        change = change_of(turn, item.name, self.image.warp) if self.image.warp else None
         if piece.positions is None:  # a patch alone, whose row and column are its place
-            return shift_patches(item.values, len(item.values), self.image.patch, *move)
+            return move_patches(item.values, len(item.values), self.image.patch, *move, change)
         first, last = piece.positions[[item.start, item.start + len(item.values) - 1], 2]
-        return shift_patches(item.values, round(float(last - first)) + 1, self.image.patch, *move)
+        return move_patches(item.values, round(float(last - first)) + 1, self.image.patch, *move, change)
 
     def _sound(self, item: Item, turn: int) -> np.ndarray:
         mels, mask = self.audio.mels, self.audio.mask
@@ -79,6 +80,14 @@ def run_of(seed: int, name: str, size: int, share: float) -> tuple[int, int]:
     long = int.from_bytes(digest[:8], "big") % (int(share * size) + 1)
     start = int.from_bytes(digest[8:], "big") % (size - long + 1)
     return start, start + long
+
+
+def change_of(seed: int, name: str, most: float) -> np.ndarray:
+    """(2,2) for `bend`: the identity, each number changed by -most to most, which turns, zooms, stretches and slants a
+    picture at once: a hash of (seed, name)."""
+    digest = hashlib.blake2b(f"bend {seed} {name}".encode("utf-8", "surrogatepass"), digest_size=16).digest()
+    drawn = np.frombuffer(digest, ">u4").astype(np.float64) / 2**31 - 1  # each from -1 to 1
+    return np.eye(2) + most * drawn.reshape(2, 2)
 
 
 def shift_of(seed: int, name: str, most: int) -> tuple[int, int]:

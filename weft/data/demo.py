@@ -2,17 +2,18 @@
 
     rows                 filled columns                       source
     questions            image question answer speech         easy-vqa; every question is also spoken, by many voices
-    captions             image caption                        what the questions tell of an image; scikit-learn's digits
-    speaking             text speech                          one voice reads sentences about shapes, colours and digits
+    captions             image caption times                  what the questions tell of an image; scikit-learn's digits
+    speaking             text speech times                    one voice reads sentences about shapes, colours and digits
 
 A blank cell means that the row takes no part in arrows over that column. What is held out:
 
     images     easy-vqa's own test split; 5 % of its other images (by a seeded hash) for validation; a quarter of the
                digits for the test, 5 % for validation
     voices     a voice of the test (or validation) rows is heard nowhere else
-    sentences  15 % of the speaking rows' sentences, by a seeded hash of the text, are test rows (2.5 % validation), so
+    sentences  15 % of the speaking rows' sentences, by a seeded hash of the text, are test rows (10 % validation), so
                the one voice is not heard saying them in training. Those that are questions are still heard there in
-               the question rows, by other voices.
+               the question rows, by other voices. About 2,000 more sentences of the same words are for training only:
+               without them a model knows its few hundred by heart before it can say a new one.
 
 `build` writes `metadata.csv`, `images/`, `speech/` and `table.json` (facts about the table, which any table
 may have beside it: the report shows them).
@@ -36,9 +37,11 @@ from weft.data.built import draw, share
 from weft.data.espeak import Clip, Voice, speak_all
 from weft.errors import MissingExtra
 
-VERSION = 2  # of what is built; a table with another version is made anew
-COLUMNS = ("image", "question", "answer", "speech", "caption", "text", "split")
-VALIDATION, SENTENCES_TEST, DIGITS_TEST = 0.05, 0.15, 0.25
+VERSION = 3  # of what is built; a table with another version is made anew
+COLUMNS = ("image", "question", "answer", "speech", "caption", "text", "split", "times")
+SHAPE_TIMES, DIGIT_TIMES = 2, 4  # in the column `times`: digits are few, and each is written in a way of its own
+SENTENCE_TIMES, PRACTICE_TIMES = 3, 0.5
+VALIDATION, SENTENCES_TEST, SENTENCES_VALIDATION, DIGITS_TEST = 0.05, 0.15, 0.1, 0.25
 CLIPS_PER_QUESTION = 40  # of the training voices: each asks each of the 107 questions once
 
 COLOURS = ("black", "blue", "brown", "gray", "green", "red", "teal", "yellow")
@@ -122,6 +125,18 @@ def sentences() -> list[str]:
         if s != second and c != other and draw(f"{c}{s}{other}{second}", 0, "pair") % 4 == 0
     ]
     return sorted(set(made))
+
+
+def practice() -> list[str]:
+    """What the one voice reads for training only: the same words in other company than in `sentences`."""
+    shapes = list(product(COLOURS, SHAPES))
+    made = [f"a {c} {s} and a {o} {t}" for (c, s), (o, t) in product(shapes, repeat=2) if s != t and c != o]
+    for (s, t), (c, o) in product(permutations(SHAPES, 2), permutations(COLOURS, 2)):
+        made += [f"the {s} is {c}, the {t} is {o}", f"is the {s} {c} or {o}?"]
+    made += [f"{a}, {b} and {c}" for words in (COLOURS, DIGITS) for a, b, c in permutations(words, 3)]
+    made += [f"a handwritten {a} and a handwritten {b}" for a, b in permutations(DIGITS, 2)]
+    made += [f"there are {d} {c} {s}s in the image" for d in DIGITS[2:] for c, s in shapes]
+    return sorted(set(made) - set(sentences()))
 
 
 def build(out: Path, seed: int = 0, processes: int = 2) -> Path:
@@ -234,7 +249,10 @@ def caption_of(told: Iterable[tuple[str, str]]) -> str | None:
 
 def _captions(asked: Sequence[dict]) -> list[dict]:
     first = {row["image"]: row for row in asked if row["_caption"]}
-    return [{"image": image, "caption": row["_caption"], "split": row["split"]} for image, row in first.items()]
+    return [
+        {"image": image, "caption": row["_caption"], "split": row["split"], "times": SHAPE_TIMES}
+        for image, row in first.items()
+    ]
 
 
 def _digits(out: Path, seed: int) -> list[dict]:
@@ -257,7 +275,10 @@ def _digits(out: Path, seed: int) -> list[dict]:
     for i, (pixels, digit) in enumerate(zip(pixels_of.reshape(-1, 8, 8), targets, strict=True)):
         small = Image.fromarray((255 - np.minimum(pixels * 16, 255)).astype(np.uint8))
         small.resize((64, 64), Image.Resampling.BICUBIC).save(folder / f"{i}.png")
-        rows.append({"image": f"images/digits/{i}.png", "caption": f"a handwritten {DIGITS[digit]}", "split": split[i]})
+        caption = f"a handwritten {DIGITS[digit]}"
+        rows.append(
+            {"image": f"images/digits/{i}.png", "caption": caption, "split": split[i], "times": DIGIT_TIMES}
+        )
     return rows
 
 
@@ -294,13 +315,14 @@ def varied(voice: Voice, text: str) -> Voice:
 def _speaking(questions: Sequence[str], seed: int) -> tuple[list[dict], list[Clip]]:
     """One voice, every text once."""
     rows, clips = [], []
-    for number, text in enumerate([*questions, *sentences()]):
-        drawn = share(text, seed, "sentence")
-        held = (
-            "test" if drawn < SENTENCES_TEST else "validation" if drawn < SENTENCES_TEST + VALIDATION / 2 else "train"
-        )
+    texts = [*questions, *sentences()]
+    for number, text in enumerate(texts + [text for text in practice() if text not in questions]):
+        drawn = 1.0 if number >= len(texts) else share(text, seed, "sentence")
+        seen = drawn >= SENTENCES_TEST + SENTENCES_VALIDATION
+        held = "train" if seen else "test" if drawn < SENTENCES_TEST else "validation"
         path = f"speech/speaker/{number:04d}.flac"
-        rows.append({"text": text, "speech": path, "split": held})
+        times = SENTENCE_TIMES if number < len(texts) else PRACTICE_TIMES
+        rows.append({"text": text, "speech": path, "split": held, "times": times})
         clips.append(Clip(path, text, SPEAKER))
     return rows, clips
 

@@ -4,7 +4,8 @@ Made from lengths alone, which are measured once. Everything is a function of (s
 asked before.
 
     samples       every (row, arrow) whose columns are filled; equal ones of an arrow are kept once an epoch
-    drawn         an arrow's `mix` m: m times all of them; the part after the point goes around the rows by epochs
+    drawn         an arrow's `mix` m: m times all of them; the part after the point goes around the rows by epochs.
+                  A column may say it row by row
     documents     samples that begin with the same picture, sound or text share it (pack.py)
     rows          documents packed into rows of T tokens; the rows are spread evenly over the steps of a round
     round         as many epochs as it takes for the last step of it to weigh little
@@ -13,7 +14,7 @@ asked before.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import NamedTuple
@@ -107,14 +108,18 @@ class Round:
 
 @dataclass(frozen=True)
 class Planner:
-    """Plans rounds.  length: tokens of a row;  height: rows of a step;  mix: arrow number -> how often it is drawn."""
+    """Plans rounds.
+
+    length  tokens of a row;  height: rows of a step
+    mix     arrow number -> how often it is drawn; (rows,) of each row of the table
+    """
 
     lanes: Sequence[Lane]
     samples: Sequence[Samples]
     length: int
     height: int
     seed: int
-    mix: dict[int, float]
+    mix: Mapping[int, float | np.ndarray]
 
     def round(self, number: int, epochs: int) -> Round:
         """The round that covers epochs number * epochs and so on."""
@@ -176,11 +181,14 @@ class Planner:
         chosen = []
         for arrow in lane.arrows:
             mine = np.flatnonzero(samples.arrow == arrow)
-            whole, share = divmod(self.mix.get(arrow, 1.0), 1.0)
+            rng = np.random.default_rng([self.seed, 2, arrow])  # the same in every epoch, so that all get around
+            times = self.mix.get(arrow, 1.0)
+            if isinstance(times, np.ndarray):
+                chosen.append(np.repeat(mine, _turns(times[samples.row[mine]], epoch, rng)))
+                continue
+            whole, share = divmod(times, 1.0)
             count = round(share * len(mine))
-            order = np.random.default_rng([self.seed, 2, arrow]).permutation(
-                mine
-            )  # of every epoch, so that all get around
+            order = rng.permutation(mine)
             start = epoch * count
             chosen += [mine] * int(whole)
             if count:
@@ -198,6 +206,12 @@ class Planner:
             size = trunk + sum(rest[i] for i in part)
             found.append((Doc(tuple(members[i] for i in part), epoch), [size]))
         return found
+
+
+def _turns(times: np.ndarray, epoch: int, rng: np.random.Generator) -> np.ndarray:
+    """(n,) how often each is drawn in this epoch, so that after any number of epochs e it was e * times, within one."""
+    first = rng.random(len(times))
+    return (np.floor(first + (epoch + 1) * times) - np.floor(first + epoch * times)).astype(np.int64)
 
 
 def _groups(samples: Samples, chosen: np.ndarray, lane: Lane) -> list[list[int]]:

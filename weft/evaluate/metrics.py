@@ -136,18 +136,17 @@ def _errors(metric: str, expected: Sequence[str], produced: Sequence[str], unit:
     except ModuleNotFoundError:
         return _missing(metric, "jiwer", higher=False)
     process: Callable = jiwer.process_words if unit == "words" else jiwer.process_characters
-    stats = np.zeros((len(expected), 2))
-    for i, (want, got) in enumerate(zip(expected, produced, strict=True)):
+
+    def counted(want: str, got: str) -> list[float]:
         size = len(want.split()) if unit == "words" else len(want)
         if not want:  # jiwer refuses an empty reference: everything produced is an insertion
-            stats[i] = (len(got.split()) if unit == "words" else len(got)), 0
-            continue
+            return [len(got.split()) if unit == "words" else len(got), 0]
         if want == got:
-            stats[i] = 0, size
-            continue
+            return [0, size]
         out = process(want, got)
-        stats[i] = out.substitutions + out.deletions + out.insertions, size
-    return Score(metric, stats, higher=False)
+        return [out.substitutions + out.deletions + out.insertions, size]
+
+    return Score(metric, _each(counted, expected, produced), higher=False)
 
 
 def bleu(expected: Sequence[str], produced: Sequence[str]) -> Score:
@@ -157,11 +156,19 @@ def bleu(expected: Sequence[str], produced: Sequence[str]) -> Score:
     except ModuleNotFoundError:
         return _missing("BLEU", "sacrebleu")
     scorer = BLEU(tokenize="zh" if _chinese(expected) else "13a")
-    stats = np.zeros((len(expected), 10))
-    for i, (want, got) in enumerate(zip(expected, produced, strict=True)):
+
+    def counted(want: str, got: str) -> list[float]:
         one = scorer.corpus_score([got], [[want]])
-        stats[i] = [one.sys_len, one.ref_len, *one.counts, *one.totals]
-    return Score("BLEU", stats, _bleu)
+        return [one.sys_len, one.ref_len, *one.counts, *one.totals]
+
+    return Score("BLEU", _each(counted, expected, produced), _bleu)
+
+
+def _each(counted: Callable[[str, str], list[float]], expected: Sequence[str], produced: Sequence[str]) -> np.ndarray:
+    """(n,k) what `counted` finds in each pair, asked once for equal pairs: short answers repeat."""
+    pairs = list(zip(expected, produced, strict=True))
+    known = {pair: counted(*pair) for pair in dict.fromkeys(pairs)}
+    return np.array([known[pair] for pair in pairs], np.float64)
 
 
 def _bleu(sums: np.ndarray) -> np.ndarray:
@@ -181,15 +188,19 @@ CHRF_ORDER, CHRF_BETA = 6, 2  # Popovic 2015, and sacrebleu's defaults
 
 def chrf(expected: Sequence[str], produced: Sequence[str]) -> Score:
     """Character n-gram F2, 0 to 1, spaces left out (Popovic 2015). Equal to sacrebleu's, which a test holds it to."""
-    stats = np.zeros((len(expected), 3 * CHRF_ORDER))
-    for i, (want, got) in enumerate(zip(expected, produced, strict=True)):
-        want, got = "".join(want.split()), "".join(got.split())
-        for order in range(CHRF_ORDER):
-            a = Counter(want[j : j + order + 1] for j in range(len(want) - order))
-            b = Counter(got[j : j + order + 1] for j in range(len(got) - order))
-            possible = sum(b.values()) if a else 0  # an order the reference does not have does not count
-            stats[i, 3 * order : 3 * order + 3] = possible, sum(a.values()), sum((a & b).values())
-    return Score("chrF", stats, _chrf)
+    return Score("chrF", _each(_ngrams, expected, produced), _chrf)
+
+
+def _ngrams(want: str, got: str) -> list[float]:
+    """(18,) for each order: n-grams produced, expected, matched."""
+    want, got = "".join(want.split()), "".join(got.split())
+    found: list[float] = []
+    for order in range(CHRF_ORDER):
+        a = Counter(want[j : j + order + 1] for j in range(len(want) - order))
+        b = Counter(got[j : j + order + 1] for j in range(len(got) - order))
+        possible = sum(b.values()) if a else 0  # an order the reference does not have does not count
+        found += [possible, sum(a.values()), sum((a & b).values())]
+    return found
 
 
 def _chrf(sums: np.ndarray) -> np.ndarray:

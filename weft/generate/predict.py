@@ -27,7 +27,7 @@ from weft.errors import ArrowError, DataError, RecipeError, WeftError, nearest
 from weft.generate.compose import detour
 from weft.generate.decode import Rule, decode, finished, precision, steps
 from weft.generate.prompt import begun, identity, lay, shared
-from weft.generate.reread import SURE, TRIES, readings, reverse
+from weft.generate.reread import TRIES, drawn_again, reverse
 from weft.generate.sample import Draws, Sampling, choose
 from weft.generate.teach import teach
 from weft.generate.transcribe import sound_of, transcribe
@@ -131,21 +131,13 @@ class Predictor:
         found = self._produced(arrow, records, sampling, batch, rows)
         if sampling.greedy or sampling.tries == 1:
             return found
-        read = readings(self, arrow, records, [one.value for one in found])
-        for turn in range(1, sampling.tries):
-            left = np.flatnonzero(read < SURE).tolist()
-            if not left:
-                break
-            mine = [records[i] for i in left]
-            names = None if rows is None else [rows[i] for i in left]
-            again = replace(sampling, seed=sampling.seed + turn * 1_000_003)
-            others = self._produced(arrow, mine, again, batch, names)
-            for i, one, likely in zip(
-                left, others, readings(self, arrow, mine, [one.value for one in others]), strict=True
-            ):
-                if likely > read[i]:
-                    found[i], read[i] = one, likely
-        return found
+        names = [identity(sample) for sample in self.prompts(arrow, records, rows)]
+
+        def more(which: Sequence[int], draws: Draws) -> list[Produced]:
+            numbers = None if rows is None else [rows[i] for i in which]
+            return self._produced(arrow, [records[i] for i in which], sampling, batch, numbers, draws)
+
+        return drawn_again(self, arrow, records, found, names, sampling, more)
 
     def default(self, arrow: int) -> Sampling:
         """How an arrow is decoded when nothing is said.
@@ -182,6 +174,7 @@ class Predictor:
         sampling: Sampling,
         batch: int,
         rows: Sequence[int] | None,
+        draws: Draws | None = None,
     ) -> list[Produced]:
         column = self.renderer.arrows[arrow].output
         samples = self.prompts(arrow, records, rows)
@@ -193,7 +186,7 @@ class Predictor:
             back = [place[name] for name in names]
             samples, records, draws = [samples[i] for i in distinct], [records[i] for i in distinct], None
         else:
-            back, draws = list(range(len(samples))), Draws(names, sampling.seed)
+            back, draws = list(range(len(samples))), draws or Draws(names, sampling.seed)
         if self.renderer.columns[column].name == "label":
             ids = self._labels(arrow, samples, records, sampling, draws)
             ended = [True] * len(ids)

@@ -90,6 +90,13 @@ class Draws:
         chosen.rows = [self.rows[i] for i in which]
         return chosen
 
+    @staticmethod
+    def beside(streams: Sequence[Draws]) -> Draws:
+        """The streams of several, one after the other."""
+        chosen = Draws([], 0)
+        chosen.rows = [row for one in streams for row in one.rows]
+        return chosen
+
     def next(self) -> np.ndarray:
         """(B,) float64 in [0,1): one number of each row's own stream."""
         return np.array([row.random() for row in self.rows])

@@ -293,7 +293,7 @@ class AudioCodec(Codec):
 
     @torch.inference_mode()
     def decode(self, ids: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """[(L,)] -> [(L * hop,M) float32] log-mels, for `audio.to_waves`. Raises DataError for ids out of range."""
+        """[(L,)] -> [(L * hop,M) float32] log-mels, for `audio.to_wave`. Raises DataError for ids out of range."""
         hop, bands = self.settings["hop"], self.settings["mels"]
         checked = [self._check(one, f"sound {index}") for index, one in enumerate(ids)]
         lengths = [len(one) for one in checked]

@@ -203,11 +203,32 @@ def shift(image: np.ndarray, rows: int, columns: int) -> np.ndarray:
     return image.take(down, 0).take(right, 1)
 
 
-def shift_patches(values: np.ndarray, columns: int, patch: int, down: int, right: int) -> np.ndarray:
-    """(N,3*P*P) patches of a picture, `columns` to a row -> the same picture moved, as `shift` moves it."""
+def bend(image: np.ndarray, change: np.ndarray, rows: int = 0, columns: int = 0) -> np.ndarray:
+    """(H,W,C) turned, zoomed and slanted about its middle, then moved as `shift` moves it; the edge is repeated.
+
+    change  (2,2) from (row, column) of the result to that of the picture; between pixels values are mixed (bilinear).
+    """
+    height, width = image.shape[:2]
+    middle = np.array([[height - 1], [width - 1]]) / 2
+    grid = np.indices((height, width), np.float32).reshape(2, -1) - np.array([[rows], [columns]])
+    at = np.clip(change @ (grid - middle) + middle, 0, np.array([[height - 1], [width - 1]]))  # (2,H*W)
+    low = np.minimum(at.astype(np.int64), np.array([[max(height - 2, 0)], [max(width - 2, 0)]]))
+    down, right = (at - low).astype(np.float32)[:, :, None]  # (H*W,1) each
+    flat, first = image.reshape(height * width, -1).astype(np.float32), low[0] * width + low[1]
+    below, beside = (width if height > 1 else 0), (1 if width > 1 else 0)
+    upper = flat[first] + right * (flat[first + beside] - flat[first])
+    lower = flat[first + below] + right * (flat[first + below + beside] - flat[first + below])
+    return (upper + down * (lower - upper)).reshape(image.shape).astype(image.dtype)
+
+
+def move_patches(
+    values: np.ndarray, columns: int, patch: int, down: int, right: int, change: np.ndarray | None = None
+) -> np.ndarray:
+    """(N,3*P*P) patches of a picture, `columns` to a row -> the same picture as `shift` moves it, or `bend`."""
     rows = len(values) // columns
     pixels = values.reshape(rows, columns, 3, patch, patch).transpose(0, 3, 1, 4, 2)  # (rows,P,columns,P,3)
-    moved = shift(pixels.reshape(rows * patch, columns * patch, 3), down, right)
+    picture = pixels.reshape(rows * patch, columns * patch, 3)
+    moved = shift(picture, down, right) if change is None else bend(picture, change, down, right)
     return moved.reshape(rows, patch, columns, patch, 3).transpose(0, 2, 4, 1, 3).reshape(values.shape)
 
 

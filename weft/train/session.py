@@ -283,7 +283,7 @@ def reopen(run: Run) -> tuple[Session, Prepared]:
             f"{run.table.name} is not what {run.path} was trained on: its content has changed. "
             "Restore it, or train anew."
         )
-    if said.get("plan", 1) != PLAN and any(times > 1 for times in run.recipe.mix.values()):
+    if said.get("plan", 1) != PLAN and any(isinstance(m, str) or m > 1 for m in run.recipe.mix.values()):
         speak("an older weft planned this run: from here on it meets its rows in another order than it would have")
     arrows, types, resolutions = understand(run.recipe, run.table, kind_of(run.config.topology), run.renderer.columns)
     base, start = load_start(run.path)
