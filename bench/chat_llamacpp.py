@@ -125,10 +125,8 @@ def compared(prompt: str, ids: list[int], ours: Ours, theirs: Theirs, words, tok
         part = min(len(mine), len(found))  # one of them ended
     shared = ids + (mine if part is None else mine[:part])
     own, other = ours.logits(shared), theirs.logits(shared)
-    row = Row(
-        prompt, words.saved.codec.decode(mine), theirs.ids(words.template.text([{"role": "user", "content": prompt}])) == ids,
-        part is None, spread(own, other), part,
-    )  # fmt: skip
+    laid = theirs.ids(words.template.text([{"role": "user", "content": prompt}]))
+    row = Row(prompt, words.saved.codec.decode(mine), laid == ids, part is None, spread(own, other), part)
     if part is not None:
         here, there = (int(side[-1].argmax()) for side in (own, other))
         row.gap = float(own[-1, here] - own[-1, there])

@@ -9,6 +9,7 @@ from typing import Any
 from weft.convert.hf import Imported
 from weft.convert.load import named, read
 from weft.convert.tokenizer import SavedTokenizer, holds_tokenizer, load_file, of_folder
+from weft.convert.whole import from_nothing, whole
 from weft.errors import ConvertError
 from weft.modalities.text import TextCodec
 from weft.model import Model
@@ -59,7 +60,10 @@ def of_imported(imported: Imported, path: Path) -> SavedTokenizer:
 
 
 def of_run(run: Run) -> tuple[SavedTokenizer, dict[str, Any]]:
-    """The tokenizer of a run, and the config of what it was imported from."""
+    """The tokenizer of a run, and the config of what it was imported from.
+
+    Of one that was trained from nothing it has all ids, those of weft's own as control tokens (whole.py).
+    """
     from weft.convert.transfer import COMPANIONS, TOKENIZER, told
 
     said = told(run)
@@ -67,6 +71,8 @@ def of_run(run: Run) -> tuple[SavedTokenizer, dict[str, Any]]:
         return of_folder(run.path / COMPANIONS), said.get("config", {})
     if not (run.path / TOKENIZER).is_file():
         raise ConvertError(f"{run.path} has no {TOKENIZER}: it is no model of texts.")
+    if (run.path / "renderer.json").is_file() and from_nothing(run.renderer):
+        return whole(run.renderer), {}
     codec = TextCodec(load_file(run.path / TOKENIZER))
     return saved(codec, said.get("special", {}), said.get("chat_template", "")), said.get("config", {})
 

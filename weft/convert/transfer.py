@@ -24,6 +24,7 @@ from weft.convert.hf import Imported, chat_template, save_hf
 from weft.convert.load import named, reached, read
 from weft.convert.tokenizer import holds_tokenizer, of_folder
 from weft.convert.weights import own
+from weft.convert.whole import from_nothing, whole
 from weft.core.config import to_tree
 from weft.core.embed import Input
 from weft.errors import ConvertError, nearest
@@ -138,12 +139,18 @@ def export_hf(run: Run, folder: Path) -> Path:
     """
     beside = run.path / COMPANIONS
     files = {str(p.relative_to(beside)): p for p in sorted(beside.rglob("*")) if p.is_file()} if beside.is_dir() else {}
-    if TOKENIZER not in files and (run.path / TOKENIZER).is_file():
+    own_words = (run.path / "renderer.json").is_file() and from_nothing(run.renderer)
+    if TOKENIZER not in files and not own_words and (run.path / TOKENIZER).is_file():
         files[TOKENIZER] = run.path / TOKENIZER
     said = told(run)
     model = run.model()
     save_hf(model, folder, said.get("config"), files=files)
     template, special = said.get("chat_template"), said.get("special") or {}
+    if own_words:
+        words = whole(run.renderer)
+        files[TOKENIZER] = folder / TOKENIZER
+        words.codec.tokenizer.save(str(files[TOKENIZER]))
+        special = {role: [number] for role, number in words.roles.items()}
     if template and not chat_template(files):
         (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
     if special and TOKENIZER in files and "tokenizer_config.json" not in files:

@@ -3,9 +3,10 @@
     a red circle ──draw──> picture ──how likely, by the run's own reverse arrow, is "a red circle"?──> 0.3: drawn again
                                                                                                   └──> 0.97: kept
 
-Of all that were drawn, the likeliest is kept, or the first that is surely read. When few are left, the next turns of
-each are drawn at once: a processor is as quick with them, and what is kept is the same. Ramesh et al. 2021 (DALL-E, section 2.6) draw many and keep what another
-model, CLIP, ranks first. A run that learned both directions needs no other model.
+Of all that were drawn, the likeliest is kept, or the first that is surely read. Ramesh et al. 2021 (DALL-E, section
+2.6) draw many and keep what another model, CLIP, ranks first. A run that learned both directions needs no other model.
+When few are left, the next turns of each are drawn at once: a processor is as quick with them, and what is kept is the
+same.
 
 The likeliest of many is often one that the reader happens to be wrong about. So where pictures were moved in training
 (`image.augment`), each is read as it is and moved four ways, and the mean counts: of 3,324 drawings of a demo's

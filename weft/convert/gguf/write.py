@@ -99,11 +99,6 @@ def export_gguf(run: Run, out: Path, kind: str) -> Path:
     known = {ours: name for name, (ours, _) in ARCHITECTURES.items()}
     if tree["architectures"][0] not in known:
         raise ConvertError(f"A GGUF is written of {', '.join(known)}, not of {tree['architectures'][0]}.")
-    if (run.path / "renderer.json").is_file() and run.renderer.vocabulary.block("text").start != 0:
-        raise ConvertError(
-            f"{run.path} was trained from nothing, with ids of weft's own before those of its text: a GGUF's tokenizer "
-            "cannot say that. Start from a pretrained model (--from), or export to hf."
-        )
     name = known[tree["architectures"][0]]
     tensors = theirs(to_theirs(layout.rules(run.config), run.model()), tree, name, kind)
     metadata = described(run, tree, name) | {"general.file_type": FILE_TYPES[kind], "general.quantization_version": 2}
