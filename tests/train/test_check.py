@@ -49,7 +49,7 @@ def test_every_kind_of_model_is_proven(tmp_path, family, arrows):
     assert str(found).count("  ok ") == 9
 
 
-def red(finding, *words: str) -> None:
+def assert_red(finding, *words: str) -> None:
     assert not finding.ok, finding
     for word in words:
         assert word in finding.detail
@@ -65,7 +65,7 @@ def test_a_head_that_already_prefers_something(world, monkeypatch):
         return built
 
     monkeypatch.setattr(type(world), "model", model)
-    red(module.starting_loss(world), "guessing gives")
+    assert_red(module.starting_loss(world), "guessing gives")
 
 
 def test_padding_that_is_seen(world, monkeypatch):
@@ -76,7 +76,7 @@ def test_padding_that_is_seen(world, monkeypatch):
         batch.tokens.document[:, -2:] = 7
         return batch
 
-    red(module.padding(world), "row ", "padding changes the loss")
+    assert_red(module.padding(world), "row ", "padding changes the loss")
 
 
 @pytest.mark.parametrize("part", ["document", "branch", "positions"])
@@ -95,7 +95,7 @@ def test_documents_that_see_each_other_or_stand_elsewhere(world, monkeypatch, pa
 
     assert module.packing(world).ok
     monkeypatch.setattr(pack, "collate", collate)
-    red(module.packing(world), "row ", "packing changes the loss")
+    assert_red(module.packing(world), "row ", "packing changes the loss")
 
 
 def test_a_loss_that_is_averaged_per_batch(world, monkeypatch):
@@ -106,7 +106,7 @@ def test_a_loss_that_is_averaged_per_batch(world, monkeypatch):
         return loss * batch.total / max(1.0, float(report["counts"].sum())), report
 
     monkeypatch.setitem(module.OBJECTIVES, "next", mean)
-    red(module.accumulation(world), "row by row")
+    assert_red(module.accumulation(world), "row by row")
 
 
 def test_a_cache_that_forgets(world, monkeypatch):
@@ -119,7 +119,7 @@ def test_a_cache_that_forgets(world, monkeypatch):
         return k, torch.cat([torch.zeros_like(v[:, :, :1]), v[:, :, 1:]], 2)
 
     monkeypatch.setattr(Growing, "extend", extend)
-    red(module.decoding(world), "row ", "a cache changes hidden states")
+    assert_red(module.decoding(world), "row ", "a cache changes hidden states")
 
 
 def test_a_row_that_trains_nothing(world, monkeypatch):
@@ -134,7 +134,7 @@ def test_a_row_that_trains_nothing(world, monkeypatch):
     world.prepared.split[17] = "train"
     note = world.prepared.table.row(17)["note"]
     monkeypatch.setattr(world.prepared.renderer, "render", render)
-    red(module.every_row(world), "row 17 trains no token")
+    assert_red(module.every_row(world), "row 17 trains no token")
 
 
 def test_a_tensor_that_nothing_trains(world, monkeypatch):
@@ -146,14 +146,14 @@ def test_a_tensor_that_nothing_trains(world, monkeypatch):
         return built
 
     monkeypatch.setattr(type(world), "model", model)
-    red(module.gradients(world), "forgotten")
+    assert_red(module.gradients(world), "forgotten")
 
 
 def test_weights_that_are_not_saved(world, monkeypatch):
     from weft.train import checkpoint
 
     monkeypatch.setattr(checkpoint, "fill", lambda model, tensors: None)
-    red(module.saving(world), "loaded weights change hidden states")
+    assert_red(module.saving(world), "loaded weights change hidden states")
 
 
 @pytest.mark.parametrize("fault", ["optimizer", "place"])
@@ -169,7 +169,7 @@ def test_a_resume_that_forgets(world, monkeypatch, fault):
             return True
 
         monkeypatch.setattr(module, "restore", restore)
-    red(module.resume(world), "in one go")
+    assert_red(module.resume(world), "in one go")
 
 
 def test_red_stops_a_training_with_a_check_error(tmp_path, monkeypatch):

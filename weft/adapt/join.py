@@ -16,7 +16,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
-from weft.adapt.source import Source, open_source
+from weft.adapt.source import Source, open_source, suited
 from weft.core import config as c
 from weft.errors import RecipeError
 from weft.model import build
@@ -25,7 +25,6 @@ from weft.recipe import Recipe
 FEW = 8  # the least width of a bridge
 HALF = 0.5  # of the bridges' parameters, about, goes into what looks across (fusion "cross")
 WIDER = 2  # a bridge's hidden width, in those of the language model
-SCALES = {"WhisperFeatureExtractor": "whisper"}  # what a source says of its sounds -> audio.scale
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ def joined(recipe: Recipe) -> tuple[Recipe, Source]:
         raise RecipeError(f"model.source has to be a decoder that writes text; {words.name} is none.")
     parts = [part_of(kind, name) for kind, name in recipe.model.parts.items()]
     for part in parts:
-        recipe = suited(recipe, part)
+        recipe = suited(recipe, part.source, [part.kind])
     config = replace(words.config, topology=fused(words.config.topology, parts, recipe), family="joined")
     names = {name for name, _ in build(config, device="meta").named_parameters()}
 
@@ -97,17 +96,6 @@ def towers(topology: Any) -> list[tuple[str, c.TowerConfig]]:
         return [("body.", topology)]
     names = ("encoder", "left", "right", "tower")
     return [(f"body.{n}.", one) for n in names if isinstance(one := getattr(topology, n, None), c.TowerConfig)]
-
-
-def suited(recipe: Recipe, part: Part) -> Recipe:
-    """The recipe with the encoder's own way of making media ready."""
-    said = part.source.told.get("preprocessing", {})
-    if part.kind == "image" and "image_mean" in said:
-        mean, std = (tuple(float(v) for v in said[key]) for key in ("image_mean", "image_std"))
-        return replace(recipe, image=replace(recipe.image, mean=mean, std=std))
-    if part.kind == "audio" and (scale := SCALES.get(said.get("feature_extractor_type", ""))):
-        return replace(recipe, audio=replace(recipe.audio, scale=scale))
-    return recipe
 
 
 # ------------------------------------------------------------------------------------------------ how they meet

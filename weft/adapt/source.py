@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,10 @@ from weft.core.config import ModelConfig
 from weft.errors import RecipeError
 from weft.modalities.text import TextCodec
 from weft.model import kind
+from weft.recipe import Recipe
 from weft.run import RECIPE, WEIGHTS, Run
+
+SCALES = {"WhisperFeatureExtractor": "whisper"}  # what a source says of its sounds -> audio.scale
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +49,7 @@ class Source:
     told, files what an export needs to write it back
     fresh       parameters of the config that are in no weights and start anew (bridges between joined parts)
     layout      of what its renderer makes: where the weights know the codes of a picture to stand
+    media       "image", "audio" -> what the recipe has to say of them, so that they are made ready as the weights know
     """
 
     name: str
@@ -60,6 +64,7 @@ class Source:
     files: dict[str, Path] = field(default_factory=dict)
     fresh: tuple[str, ...] = ()
     layout: int = LAYOUT
+    media: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def kind(self) -> str:
@@ -106,11 +111,16 @@ def of_run(name: str, run: Run) -> Source:
             raise RecipeError(f"{name} was never trained to its first save: there is nothing in it to start from.")
         vocabulary = of_text(run.config, said.get("special", {}))
         weights = lambda: load_file(run.path / WEIGHTS)
-        return Source(name, run.config, weights, text, vocabulary, {}, {}, template, said, files)
+        media = ready(said.get("preprocessing") or {})
+        return Source(name, run.config, weights, text, vocabulary, {}, {}, template, said, files, media=media)
     renderer = run.renderer
+    media = {
+        "image": {"mean": renderer.image.mean, "std": renderer.image.std}, "audio": {"scale": renderer.audio.scale}
+    }  # fmt: skip
     return Source(
         name, run.config, lambda: merged(run), renderer.text, renderer.vocabulary, dict(renderer.columns),
         dict(renderer.codecs), template, said, files, layout=renderer.layout if "image" in renderer.codecs else LAYOUT,
+        media=media,
     )  # fmt: skip
 
 
@@ -129,7 +139,27 @@ def of_import(name: str, imported: Imported) -> Source:
         text = TextCodec.load(imported.files[TOKENIZER])
     vocabulary = of_text(imported.config, imported.special)
     template, files = imported.chat_template, dict(imported.files)
-    return Source(name, imported.config, lambda: dict(imported.state), text, vocabulary, {}, {}, template, said, files)
+    return Source(
+        name, imported.config, lambda: dict(imported.state), text, vocabulary, {}, {}, template, said, files,
+        media=ready(imported.preprocessing),
+    )  # fmt: skip
+
+
+def ready(said: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """`Source.media` from what another library's files say of how media are made ready."""
+    media: dict[str, dict[str, Any]] = {}
+    if "image_mean" in said:
+        media["image"] = {own: tuple(map(float, said[f"image_{own}"])) for own in ("mean", "std")}
+    if scale := SCALES.get(said.get("feature_extractor_type", "")):
+        media["audio"] = {"scale": scale}
+    return media
+
+
+def suited(recipe: Recipe, source: Source, kinds: Sequence[str]) -> Recipe:
+    """The recipe with the source's own way of making media of these kinds ready."""
+    for name in kinds:
+        recipe = replace(recipe, **{name: replace(getattr(recipe, name), **source.media.get(name, {}))})
+    return recipe
 
 
 def of_text(config: ModelConfig, special: dict[str, list[int]]) -> Vocabulary:

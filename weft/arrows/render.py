@@ -114,7 +114,9 @@ class Renderer:
         sizes = {"text": self.text.size if self.text else 0}
         sizes |= {f"label:{name}": len(values) for name, values in self._labels.items()}
         sizes |= {f"codes:{kind}": codec.size for kind, codec in self.codecs.items()}
-        padded = len(self.vocabulary.blocks.get("text", ())) > sizes["text"] > 0  # pretrained tables may have idle rows
+        written = any(kind.name in ("text", "messages") for kind in self.columns.values())
+        # pretrained tables may have idle rows, and those of pictures have a class token where others have text
+        padded = len(self.vocabulary.blocks.get("text", ())) > sizes["text"] and (sizes["text"] > 0 or not written)
         for name, size in sizes.items():
             if size != len(self.vocabulary.blocks.get(name, ())) and not (name == "text" and padded):
                 have = len(self.vocabulary.blocks.get(name, ()))

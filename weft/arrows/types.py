@@ -208,7 +208,11 @@ def _by_magic(head: bytes) -> str:
 def _example(value: Any) -> str:
     if isinstance(value, PurePath):
         return value.name
-    text = repr(value) if not isinstance(value, bytes | bytearray | memoryview) else f"{len(value)} bytes"
+    text = " ".join(repr(value).split())
+    if isinstance(value, bytes | bytearray | memoryview):
+        text = f"{len(value)} bytes"
+    elif hasattr(value, "shape"):
+        text = f"an array of {' x '.join(map(str, value.shape))}"
     return text if len(text) <= 40 else text[:37] + "..."
 
 

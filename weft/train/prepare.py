@@ -20,7 +20,7 @@ from torch import Tensor
 
 from weft import families
 from weft.adapt.join import joined
-from weft.adapt.source import Source, open_source
+from weft.adapt.source import Source, open_source, suited
 from weft.adapt.start import Start, grow, grow_config, known_stems, longest
 from weft.adapt.start import rows as rows_of
 from weft.adapt.start import width as outlet_width
@@ -102,6 +102,8 @@ def prepare(
     source = open_source(recipe.model.source) if recipe.model.source and not recipe.model.parts else None
     if recipe.model.parts:
         recipe, source = joined(recipe)
+    elif source is not None:
+        recipe = suited(recipe, source, ["image", "audio"])
     known = source or (open_source(recipe.model.guide.teacher) if recipe.model.guide.teacher else None)
     arrows, types, resolutions = understand(
         recipe, table, source.kind if source else "", known.columns if known else None

@@ -57,6 +57,7 @@ from weft.train.watch import Blind, Evaluate, Log, Save, swapped
 
 PREPARED = "prepared.json"  # written last before the first step: from then on a run only needs to be gone on with
 TUNE_LR, ADAPTER_LR = 1e-4, 1e-3  # of AdamW from pretrained weights (Hu et al. 2021, table 9 and after: 2e-4 to 1e-2)
+PROBE_LR = 1e-2  # where the whole body is frozen: a new head has nothing to lose
 SAMPLES = 40  # held-out rows of each arrow that a validation looks at
 PIECES = 8  # batches that a step's worth of them is looked at in
 
@@ -154,13 +155,14 @@ def absolute(path: str) -> str:
 
 
 def gentler(recipe: Recipe, said: Sequence[str]) -> Recipe:
-    """Rates for weights that know something, where nothing was `said` of them: AdamW, for adapters ten times the rate.
+    """Rates for weights that know something, where nothing was `said` of them: AdamW, for adapters ten times the rate,
+    for heads on a frozen body a hundred times.
 
     (Orthogonal steps at Muon's rate would undo what is there.)
     """
     if any(word.startswith(("train.optimizer", "train.lr", "train.adam_lr")) for word in said):
         return recipe
-    lr = ADAPTER_LR if recipe.model.lora.rank else TUNE_LR
+    lr = ADAPTER_LR if recipe.model.lora.rank else PROBE_LR if "body" in recipe.train.freeze else TUNE_LR
     return replace(recipe, train=replace(recipe.train, optimizer="adamw", lr=lr))
 
 
