@@ -40,7 +40,7 @@ from weft.errors import MissingExtra
 VERSION = 3  # of what is built; a table with another version is made anew
 COLUMNS = ("image", "question", "answer", "speech", "caption", "text", "split", "times")
 SHAPE_TIMES, DIGIT_TIMES = 3, 4  # in the column `times`: digits are few, and each is written in a way of its own
-SENTENCE_TIMES, PRACTICE_TIMES = 3, 0.5
+SENTENCE_TIMES, PRACTICE_TIMES = 4, 0.5
 VALIDATION, SENTENCES_TEST, SENTENCES_VALIDATION, DIGITS_TEST = 0.05, 0.15, 0.1, 0.25
 CLIPS_PER_QUESTION = 40  # of the training voices: each asks each of the 107 questions once
 
