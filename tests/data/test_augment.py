@@ -69,10 +69,10 @@ def test_a_picture_is_bent_about_its_middle_as_scipy_bends_it() -> None:
         middle = np.array([15.5, 23.5])
         offset = middle - change @ (middle + [down, right])
         wanted = np.stack([
-            ndimage.affine_transform(smooth[..., c], change, offset, order=1, mode="nearest") for c in range(3)
+            ndimage.affine_transform(smooth[..., c], change, offset, order=0, mode="nearest") for c in range(3)
         ], -1)  # fmt: skip
-        assert np.abs(bend(smooth, change, down, right) - wanted).max() < 1e-2
-        assert np.abs(bend(smooth, change.T, down, right) - wanted).max() > 10, "control: slanted the other way"
+        assert (bend(smooth, change, down, right) != wanted).mean() < 0.01, "but for ties"
+        assert (bend(smooth, change.T, down, right) != wanted).mean() > 0.2, "control: slanted the other way"
     for move in ((0, 0), (3, -2)):
         assert np.array_equal(bend(PICTURE, np.eye(2), *move), shift(PICTURE, *move))
     for thin in (PICTURE[:1], PICTURE[:, :1], PICTURE[:1, :1]):

@@ -206,19 +206,14 @@ def shift(image: np.ndarray, rows: int, columns: int) -> np.ndarray:
 def bend(image: np.ndarray, change: np.ndarray, rows: int = 0, columns: int = 0) -> np.ndarray:
     """(H,W,C) turned, zoomed and slanted about its middle, then moved as `shift` moves it; the edge is repeated.
 
-    change  (2,2) from (row, column) of the result to that of the picture; between pixels values are mixed (bilinear).
+    change  (2,2) from (row, column) of the result to that of the picture. Each pixel is the nearest one of the picture:
+            mixed ones would round all corners, and pictures that are not bent have sharp ones.
     """
     height, width = image.shape[:2]
-    middle = np.array([[height - 1], [width - 1]]) / 2
-    grid = np.indices((height, width), np.float32).reshape(2, -1) - np.array([[rows], [columns]])
-    at = np.clip(change @ (grid - middle) + middle, 0, np.array([[height - 1], [width - 1]]))  # (2,H*W)
-    low = np.minimum(at.astype(np.int64), np.array([[max(height - 2, 0)], [max(width - 2, 0)]]))
-    down, right = (at - low).astype(np.float32)[:, :, None]  # (H*W,1) each
-    flat, first = image.reshape(height * width, -1).astype(np.float32), low[0] * width + low[1]
-    below, beside = (width if height > 1 else 0), (1 if width > 1 else 0)
-    upper = flat[first] + right * (flat[first + beside] - flat[first])
-    lower = flat[first + below] + right * (flat[first + below + beside] - flat[first + below])
-    return (upper + down * (lower - upper)).reshape(image.shape).astype(image.dtype)
+    middle, last = np.array([[height - 1], [width - 1]]) / 2, np.array([[height - 1], [width - 1]])
+    grid = np.indices((height, width)).reshape(2, -1) - np.array([[rows], [columns]]) - middle
+    row, column = np.clip(np.rint(change @ grid + middle), 0, last).astype(np.int64)  # (H*W,) each
+    return image.reshape(height * width, -1)[row * width + column].reshape(image.shape)
 
 
 def move_patches(
