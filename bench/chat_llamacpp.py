@@ -24,7 +24,6 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import torch
 from chat_parity import PROMPTS
-from llama_cpp import Llama
 
 from weft.convert.pretrained import find
 from weft.convert.text import open_text
@@ -33,13 +32,15 @@ from weft.generate.template import ChatTemplate
 
 LIKELY = 100  # tokens whose logits are compared at each step
 NOISE = 3.0  # spreads
+EXACT = 1e-3  # logits: between weft with its cache and without
 SPREAD = 0.5  # logits: more than rounding activations has ever given here
 THREADS = 2
 
 
 @dataclass
 class Row:
-    """One prompt. part: the first step at which the answers differ; gap: between its two tokens, by weft's logits."""
+    """One prompt. part: the first step at which the answers differ; gap: by how much weft, without its cache, finds its
+    own next token likelier than llama.cpp's (below 0: its cache led it astray)."""
 
     prompt: str
     answer: str
@@ -51,13 +52,19 @@ class Row:
 
     @property
     def explained(self) -> bool:
-        return self.same or self.gap <= NOISE * 2**0.5 * self.spread
+        return self.ids and (self.same or -EXACT <= self.gap <= NOISE * 2**0.5 * self.spread)
 
 
 class Theirs:
     """llama.cpp, fed ids: greedy answers with the logits of every step."""
 
     def __init__(self, path: str) -> None:
+        try:
+            from llama_cpp import Llama
+        except ModuleNotFoundError:
+            raise SystemExit(
+                "llama.cpp is not installed: pip install llama-cpp-python (it is built from source)"
+            ) from None
         self.model = Llama(model_path=path, n_ctx=512, n_threads=THREADS, logits_all=True, verbose=False)
 
     def ids(self, text: str) -> list[int]:
@@ -128,8 +135,11 @@ def compared(prompt: str, ids: list[int], ours: Ours, theirs: Theirs, words, tok
     laid = theirs.ids(words.template.text([{"role": "user", "content": prompt}]))
     row = Row(prompt, words.saved.codec.decode(mine), laid == ids, part is None, spread(own, other), part)
     if part is not None:
-        here, there = (int(side[-1].argmax()) for side in (own, other))
+        rest = max(words.saved.ends, key=lambda end: own[-1, end])  # of an answer that ended
+        here, there = (one[part] if part < len(one) else rest for one in (mine, found))
         row.gap = float(own[-1, here] - own[-1, there])
+        if own[-1, here] < own[-1].max() - EXACT:
+            row.gap = -float("inf")
     return row, slow, fast
 
 
@@ -172,6 +182,7 @@ def main() -> None:
     bad = [row for row in rows if not row.explained or row.spread > SPREAD]
     if options.json:
         print(json.dumps([asdict(row) for row in rows], ensure_ascii=False, indent=1))
+        raise SystemExit(1 if bad or control < 1.5 * noise else 0)
     print(
         f"{sum(row.same for row in rows)} of {len(rows)} answers are the same, {sum(row.ids for row in rows)} prompts "
         f"have the same ids; {len(bad)} differ by more than noise\n"

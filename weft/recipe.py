@@ -343,8 +343,12 @@ def _typed(hint: Any, value: Any, path: str) -> Any:
         return tuple(_typed(inner[0], item, f"{path}[{index}]") for index, item in enumerate(value))
     if origin is dict and isinstance(value, Mapping):
         return {str(name): _typed(inner[1], item, f"{path}.{_key(str(name))}") for name, item in value.items()}
-    if origin is types.UnionType:
-        return value if isinstance(value, str) and str in inner else _typed(inner[0], value, path)
+    if origin is types.UnionType:  # a number or a name
+        if isinstance(value, str):
+            return value
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise RecipeError(f"{path} is {_shown(value)}; expected a number, or the name of a column in quotes")
+        return _typed(float, value, path)
     if hint is object:
         return _plain(value, path)
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
@@ -482,11 +486,11 @@ def _loose(hint: Any, raw: str) -> Any:
         return raw == "True"
     if hint is object and re.fullmatch(r"[+-]?(\d*\.\d+|\d+\.)([eE][+-]?\d+)?", raw):
         return float(raw)  # an option of the family's, which knows its type
-    if hint is float:
+    if hint is float or float in typing.get_args(hint):
         try:
             return float(raw)
         except ValueError:
-            return raw  # `_typed` says what was expected
+            return raw  # a column's name, or `_typed` says what was expected
     return raw
 
 

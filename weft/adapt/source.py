@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from weft.adapt.merge import plain
-from weft.adapt.start import BASE, START, Start, digest, rows
+from weft.adapt.start import BASE, START, Start, digest, known_stems, rows
 from weft.arrows.render import LAYOUT
 from weft.arrows.vocabulary import Vocabulary
 from weft.convert.hf import Imported
@@ -114,9 +114,10 @@ def of_run(name: str, run: Run) -> Source:
         media = ready(said.get("preprocessing") or {})
         return Source(name, run.config, weights, text, vocabulary, {}, {}, template, said, files, media=media)
     renderer = run.renderer
-    media = {
+    ways = {
         "image": {"mean": renderer.image.mean, "std": renderer.image.std}, "audio": {"scale": renderer.audio.scale}
     }  # fmt: skip
+    media = {name: way for name, way in ways.items() if name in known_stems(run.config)}
     return Source(
         name, run.config, lambda: merged(run), renderer.text, renderer.vocabulary, dict(renderer.columns),
         dict(renderer.codecs), template, said, files, layout=renderer.layout if "image" in renderer.codecs else LAYOUT,
@@ -146,19 +147,40 @@ def of_import(name: str, imported: Imported) -> Source:
 
 
 def ready(said: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """`Source.media` from what another library's files say of how media are made ready."""
+    """`Source.media` from what another library's files say of how media are made ready. Raises RecipeError for what is
+    no such thing."""
     media: dict[str, dict[str, Any]] = {}
-    if "image_mean" in said:
-        media["image"] = {own: tuple(map(float, said[f"image_{own}"])) for own in ("mean", "std")}
+    if "image_mean" in said or "image_std" in said:
+        media["image"] = {own: three(said, f"image_{own}") for own in ("mean", "std")}
+        if said.get("do_normalize") is False:
+            media["image"] = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
     if scale := SCALES.get(said.get("feature_extractor_type", "")):
         media["audio"] = {"scale": scale}
     return media
 
 
-def suited(recipe: Recipe, source: Source, kinds: Sequence[str]) -> Recipe:
-    """The recipe with the source's own way of making media of these kinds ready."""
+def three(said: dict[str, Any], key: str) -> tuple[float, ...]:
+    """A number for each of red, green and blue; one for all is three equal ones."""
+    found = said.get(key)
+    numbers: list[Any] = list(found) if isinstance(found, list | tuple) else [found]
+    if len(numbers) not in (1, 3) or not all(isinstance(n, int | float) and not isinstance(n, bool) for n in numbers):
+        raise RecipeError(
+            f"{key} of the source's preprocessor_config.json is {found!r}; three numbers were expected, of red, green "
+            "and blue."
+        )
+    return tuple(float(n) for n in numbers) * (3 // len(numbers))
+
+
+def suited(recipe: Recipe, source: Source, kinds: Sequence[str], say: Callable[[str], None] | None = None) -> Recipe:
+    """The recipe with the source's own way of making media of these kinds ready; `say` is told where the recipe said
+    another."""
     for name in kinds:
-        recipe = replace(recipe, **{name: replace(getattr(recipe, name), **source.media.get(name, {}))})
+        before, usual = getattr(recipe, name), getattr(Recipe(), name)
+        for key, value in source.media.get(name, {}).items():
+            wanted = getattr(before, key)
+            if say and wanted not in (value, getattr(usual, key)):
+                say(f"{name}.{key} is {value}, as {source.name} knows it, not {wanted} as the recipe says")
+        recipe = replace(recipe, **{name: replace(before, **source.media.get(name, {}))})
     return recipe
 
 

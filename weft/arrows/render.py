@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
@@ -35,7 +35,7 @@ from weft.arrows.grammar import Arrow, parse
 from weft.arrows.media import Cache, Reader, identify
 from weft.arrows.sample import Sample, Span
 from weft.arrows.types import ColumnType, Label, as_text, blank
-from weft.arrows.vocabulary import Vocabulary
+from weft.arrows.vocabulary import ROLES, Vocabulary
 from weft.errors import ArrowError, DataError, RunError, nearest
 from weft.modalities.text import TextCodec
 from weft.recipe import AudioRecipe, ImageRecipe, Recipe
@@ -474,6 +474,22 @@ class Renderer:
         for index, mel in zip(spoken, self._codec("audio").decode([rows[i] for i in spoken]), strict=True):
             waves[index] = to_wave(mel)
         return waves
+
+    def named(self) -> Iterator[tuple[int, str]]:
+        """Every id that is no text, with what it stands for."""
+        for name, ids in self.vocabulary.blocks.items():
+            kind, _, column = name.partition(":")
+            for index, number in enumerate(ids):
+                if name == "special":
+                    yield number, ("pad", "end", "mask")[index] if index < 3 else f"hidden {index - 3}"
+                elif name.startswith("marker"):
+                    yield number, self.vocabulary.columns[self.vocabulary.place(number)[1]]
+                elif name == "role":
+                    yield number, f"role {ROLES[index]}"
+                elif kind == "label" and column in self._labels:
+                    yield number, f"{column}={self.columns[column].values[index]}"  # type: ignore[union-attr]
+                elif name != "text":
+                    yield number, f"{kind} {column} {index}"
 
     def _inside(self, column: str, block: range, ids: np.ndarray) -> np.ndarray:
         """(L,) ids -> numbers within the block, up to the first `end`."""

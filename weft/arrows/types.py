@@ -208,11 +208,11 @@ def _by_magic(head: bytes) -> str:
 def _example(value: Any) -> str:
     if isinstance(value, PurePath):
         return value.name
-    text = " ".join(repr(value).split())
     if isinstance(value, bytes | bytearray | memoryview):
-        text = f"{len(value)} bytes"
-    elif hasattr(value, "shape"):
-        text = f"an array of {' x '.join(map(str, value.shape))}"
+        return f"{len(value)} bytes"
+    if shape := getattr(value, "shape", ()):
+        return f"an array of {' x '.join(map(str, shape))}"
+    text = " ".join(repr(value).split())
     return text if len(text) <= 40 else text[:37] + "..."
 
 

@@ -71,8 +71,8 @@ def of_run(run: Run) -> tuple[SavedTokenizer, dict[str, Any]]:
         return of_folder(run.path / COMPANIONS), said.get("config", {})
     if not (run.path / TOKENIZER).is_file():
         raise ConvertError(f"{run.path} has no {TOKENIZER}: it is no model of texts.")
-    if (run.path / "renderer.json").is_file() and from_nothing(run.renderer):
-        return whole(run.renderer), {}
+    if from_nothing(run):
+        return whole(run), {}
     codec = TextCodec(load_file(run.path / TOKENIZER))
     return saved(codec, said.get("special", {}), said.get("chat_template", "")), said.get("config", {})
 

@@ -139,23 +139,26 @@ def export_hf(run: Run, folder: Path) -> Path:
     """
     beside = run.path / COMPANIONS
     files = {str(p.relative_to(beside)): p for p in sorted(beside.rglob("*")) if p.is_file()} if beside.is_dir() else {}
-    own_words = (run.path / "renderer.json").is_file() and from_nothing(run.renderer)
+    own_words = from_nothing(run)
     if TOKENIZER not in files and not own_words and (run.path / TOKENIZER).is_file():
         files[TOKENIZER] = run.path / TOKENIZER
     said = told(run)
     model = run.model()
+    words = whole(run) if own_words else None
     save_hf(model, folder, said.get("config"), files=files)
     template, special = said.get("chat_template"), said.get("special") or {}
-    if own_words:
-        words = whole(run.renderer)
+    if words is not None:
         files[TOKENIZER] = folder / TOKENIZER
         words.codec.tokenizer.save(str(files[TOKENIZER]))
         special = {role: [number] for role, number in words.roles.items()}
+        if model.kind == "encoder-decoder":
+            special["decoder_start"] = special["pad"]  # as it was trained (generate/prompt.py: lay)
     if template and not chat_template(files):
         (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
     if special and TOKENIZER in files and "tokenizer_config.json" not in files:
-        words = Tokenizer.from_file(str(files[TOKENIZER]))
-        control = words.get_added_tokens_decoder()  # a config.json may name ids that are plain words here
+        control = Tokenizer.from_file(
+            str(files[TOKENIZER])
+        ).get_added_tokens_decoder()  # a config.json may name ids that are plain words here
         tokens = {
             f"{p}_token": control[ids[0]].content for p, ids in special.items() if p in PARTS and ids[0] in control
         }

@@ -21,7 +21,7 @@ MEMORY = 8 << 20  # bytes of moved items that are remembered: rows of one step o
 
 
 class Augment:
-    """Moves the items of documents as a recipe's `image.augment` and `audio.augment` say."""
+    """Moves the items of documents as a recipe's `image.augment` and `warp`, `audio.augment` and `mask` say."""
 
     def __init__(self, recipe: Recipe) -> None:
         self.image, self.audio = recipe.image, recipe.audio

@@ -25,7 +25,7 @@ TABLE, FACTS = "metadata.csv", "table.json"
 def build(out: Path, write: Callable[[Path], None], version: int, seed: int) -> Path:
     """The path of a table of this version and seed below `out`; `write` fills a new folder with it if it is not there.
 
-    An interrupted build leaves nothing half done. Raises DataError when `out` holds something that is no such table.
+    One of another version is kept beside it, as `<out>-before`. An interrupted build leaves nothing half done. Raises DataError when `out` holds something that is no such table.
     """
     if is_complete(out, version, seed):
         return out / TABLE
@@ -35,8 +35,11 @@ def build(out: Path, write: Callable[[Path], None], version: int, seed: int) -> 
     work = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
         write(work)
-        if out.exists():
-            shutil.rmtree(out)
+        if (out / FACTS).is_file():  # runs may have been trained on it
+            shutil.rmtree(beside := out.with_name(f"{out.name}-before"), ignore_errors=True)
+            os.replace(out, beside)
+        elif out.exists():
+            out.rmdir()
         os.replace(work, out)
     finally:
         shutil.rmtree(work, ignore_errors=True)  # nothing is there after the rename

@@ -20,18 +20,18 @@ import numpy as np
 
 from weft.arrows.grammar import Arrow
 from weft.arrows.media import identify
-from weft.arrows.types import as_text, blank
+from weft.arrows.types import as_text
 from weft.arrows.vocabulary import SENTINELS
 from weft.data import noise
 from weft.data.assemble import Assembler, Skip, Skips
 from weft.data.batch import Batch
+from weft.data.mix import mix_of, some
 from weft.data.plan import ROUND, Doc, Lane, Planner, Round, Samples
 from weft.data.sources import Table, content
 from weft.data.split import assign
-from weft.errors import DataError, RecipeError, nearest
+from weft.errors import DataError, RecipeError
 from weft.recipe import Recipe
 
-OFTEN = 1000  # a row is drawn less often than this in an epoch
 AHEAD = 4  # steps made before they are asked for
 
 
@@ -120,31 +120,12 @@ class Loader:
             if len(self.lanes) == 1 and self.lanes[0].paired:
                 pair = int(samples[0].lengths.max(0).sum()) if len(samples[0]) else 1
                 height = max(2, self.recipe.train.tokens // pair)
-            mix = self.mix() if part == self.part else {}
+            mix = mix_of(self.recipe, self.arrows, self.table) if part == self.part else {}
+            drawn = ((a, one.row[one.arrow == a]) for one in samples for a in range(len(self.arrows)))
+            if not any(some(mix, arrow, rows) for arrow, rows in drawn):
+                raise RecipeError(f"mix draws no row of the split {part!r}: give some arrow or row more than 0.")
             self._planners[part] = Planner(self.lanes, samples, self.length, height, self.recipe.seed, mix)
         return self._planners[part]
-
-    def mix(self) -> dict[int, float | np.ndarray]:
-        """Arrow number -> how often its samples are drawn in an epoch, or for each row of the table how often.
-
-        Raises RecipeError for an unknown arrow or column, DataError for a cell that is no number.
-        """
-        numbers = {arrow.task: number for number, arrow in enumerate(self.arrows)}
-        numbers |= {str(arrow): number for number, arrow in enumerate(self.arrows)}
-        numbers |= dict(zip(self.recipe.arrows, range(len(self.arrows)), strict=False))
-        mix: dict[int, float | np.ndarray] = {}
-        for name, times in self.recipe.mix.items():
-            if name not in numbers:
-                raise RecipeError(f"mix names an arrow {name!r} that is not in this run.{nearest(name, numbers)}")
-            if isinstance(times, str):
-                mix[numbers[name]] = often(self.table, times, f"mix of '{name}'")
-            elif not 0 <= times < OFTEN:
-                raise RecipeError(
-                    f"mix of '{name}' is {times}. Expected how often its rows are drawn, such as 0.5 or 2."
-                )
-            else:
-                mix[numbers[name]] = float(times)
-        return mix
 
     def measure(self, part: str, limit: int = 0) -> list[Samples]:
         """Per lane the samples of a split, equal ones once; counts are kept in `counts`.
@@ -364,26 +345,6 @@ class Loader:
         finally:
             over.set()
             thread.join()
-
-
-def often(table: Table, column: str, why: str) -> np.ndarray:
-    """(rows,) how often each row is to be drawn in an epoch, by a column of numbers; a blank cell is once."""
-    if column not in table.columns:
-        raise RecipeError(f"{why} names a column {column!r} that is not in the table.{nearest(column, table.columns)}")
-    found = np.ones(len(table))
-    for row, cell in enumerate(table.column(column)):
-        if blank(cell):
-            continue
-        try:
-            found[row] = float(cell)
-        except (TypeError, ValueError):
-            found[row] = np.nan
-        if not 0 <= found[row] < OFTEN:
-            raise DataError(
-                f"{why}: row {row} of the column {column!r} has {cell!r}. Expected how often the row is drawn, such as "
-                "0.5 or 2; a blank cell is once."
-            )
-    return found
 
 
 def _samples(found: list[tuple], lane: Lane) -> Samples:

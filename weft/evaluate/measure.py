@@ -421,4 +421,4 @@ def _plural(kind: str) -> str:
 def told(sampling: Sampling) -> str:
     """How it was decoded, for the hash of a score: what is not as usual, so that a new field changes no old hash."""
     said = {f.name: getattr(sampling, f.name) for f in fields(sampling) if getattr(sampling, f.name) != f.default}
-    return f"{said} {SIDES} {SURE}" if sampling.tries > 1 else f"{said}"
+    return f"{said} {SIDES} {SURE} counted over all" if sampling.tries > 1 else f"{said}"

@@ -167,6 +167,8 @@ def bleu(expected: Sequence[str], produced: Sequence[str]) -> Score:
 def _each(counted: Callable[[str, str], list[float]], expected: Sequence[str], produced: Sequence[str]) -> np.ndarray:
     """(n,k) what `counted` finds in each pair, asked once for equal pairs: short answers repeat."""
     pairs = list(zip(expected, produced, strict=True))
+    if not pairs:
+        return np.zeros((0, len(counted("", ""))))
     known = {pair: counted(*pair) for pair in dict.fromkeys(pairs)}
     return np.array([known[pair] for pair in pairs], np.float64)
 

@@ -131,12 +131,12 @@ class Predictor:
         found = self._produced(arrow, records, sampling, batch, rows)
         if sampling.greedy or sampling.tries == 1:
             return found
-        names = [identity(sample) for sample in self.prompts(arrow, records, rows)]
 
         def more(which: Sequence[int], draws: Draws) -> list[Produced]:
             numbers = None if rows is None else [rows[i] for i in which]
             return self._produced(arrow, [records[i] for i in which], sampling, batch, numbers, draws)
 
+        names = lambda: [identity(sample) for sample in self.prompts(arrow, records, rows)]
         return drawn_again(self, arrow, records, found, names, sampling, more)
 
     def default(self, arrow: int) -> Sampling:

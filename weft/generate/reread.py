@@ -6,7 +6,7 @@
 Of all that were drawn, the likeliest is kept, or the first that is surely read. Ramesh et al. 2021 (DALL-E, section
 2.6) draw many and keep what another model, CLIP, ranks first. A run that learned both directions needs no other model.
 When few are left, the next turns of each are drawn at once: a processor is as quick with them, and what is kept is the
-same.
+same, but for rounding.
 
 The likeliest of many is often one that the reader happens to be wrong about. So where pictures were moved in training
 (`image.augment`), each is read as it is and moved four ways, and the mean counts: of 3,324 drawings of a demo's
@@ -84,7 +84,7 @@ def readings(
 
 def drawn_again(
     predictor: Predictor, number: int, records: Sequence[Mapping[str, Any]], found: Sequence[Produced],
-    names: Sequence[bytes], sampling: Sampling, draw: Callable[[Sequence[int], Draws], list[Produced]],
+    names: Callable[[], Sequence[bytes]], sampling: Sampling, draw: Callable[[Sequence[int], Draws], list[Produced]],
 ) -> list[Produced]:  # fmt: skip
     """`found`, drawn for `records` in the first turn, and what later turns draw in place of those not surely read.
 
@@ -93,10 +93,10 @@ def drawn_again(
     """
     kept = list(found)
     read = readings(predictor, number, records, [one.value for one in kept])
-    turn = 1
+    turn, asked = 1, names() if (read < SURE).any() else []
     while turn < sampling.tries and len(left := np.flatnonzero(read < SURE).tolist()):
         many = min(sampling.tries - turn, turn, max(1, TOGETHER // len(left)))
-        turns = [Draws(names, sampling.seed + STRIDE * (turn + n)).only(left) for n in range(many)]
+        turns = [Draws(asked, sampling.seed + STRIDE * (turn + n)).only(left) for n in range(many)]
         which = left * many
         others = draw(which, Draws.beside(turns))
         likely = readings(predictor, number, [records[i] for i in which], [one.value for one in others])

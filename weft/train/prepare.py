@@ -32,6 +32,7 @@ from weft.arrows.resolve import Resolution, resolve
 from weft.arrows.types import ColumnType, Label, Text, as_text, blank, guess
 from weft.arrows.vocabulary import ROLES, Layer, Vocabulary
 from weft.core.config import Classify, DualEncoderConfig, Language, MlpStem, ModelConfig, TextInput, TowerConfig
+from weft.data.mix import mix_of
 from weft.data.sources import Table
 from weft.data.split import assign, kept_together
 from weft.errors import DataError, RecipeError
@@ -82,6 +83,7 @@ def understand(
     answers = [column.name for arrow in arrows if arrow.kind == "prefer" for column in arrow.outputs]
     types |= {name: Text("answers to choose between") for name in answers if types[name].name == "label"}
     kind = kind or families.FAMILIES[families.known(recipe.model.family)].kind
+    mix_of(recipe, arrows, table)  # what is wrong with it is said before anything is made
     return arrows, types, [resolve(arrow, types, kind) for arrow in arrows]
 
 
@@ -102,9 +104,9 @@ def prepare(
     source = open_source(recipe.model.source) if recipe.model.source and not recipe.model.parts else None
     if recipe.model.parts:
         recipe, source = joined(recipe)
-    elif source is not None:
-        recipe = suited(recipe, source, ["image", "audio"])
     known = source or (open_source(recipe.model.guide.teacher) if recipe.model.guide.teacher else None)
+    if known is not None and not recipe.model.parts:
+        recipe = suited(recipe, known, ["image", "audio"], say)
     arrows, types, resolutions = understand(
         recipe, table, source.kind if source else "", known.columns if known else None
     )

@@ -26,9 +26,10 @@ import torch
 import weft
 from weft.adapt.freeze import share
 from weft.adapt.shelf import save as save_adapter
+from weft.adapt.source import open_source
 from weft.adapt.start import load_start, make
 from weft.arrows.resolve import describe
-from weft.core.config import to_tree
+from weft.core.config import Classify, Language, to_tree
 from weft.data.assemble import Skips
 from weft.data.batch import Batch
 from weft.data.loader import Loader
@@ -156,13 +157,17 @@ def absolute(path: str) -> str:
 
 def gentler(recipe: Recipe, said: Sequence[str]) -> Recipe:
     """Rates for weights that know something, where nothing was `said` of them: AdamW, for adapters ten times the rate,
-    for heads on a frozen body a hundred times.
+    for new heads on a frozen body a hundred times.
 
     (Orthogonal steps at Muon's rate would undo what is there.)
     """
     if any(word.startswith(("train.optimizer", "train.lr", "train.adam_lr")) for word in said):
         return recipe
-    lr = ADAPTER_LR if recipe.model.lora.rank else PROBE_LR if "body" in recipe.train.freeze else TUNE_LR
+    lr = ADAPTER_LR if recipe.model.lora.rank else TUNE_LR
+    if "body" in recipe.train.freeze and not recipe.model.parts:
+        heads = open_source(recipe.model.source).config.heads.values()
+        if not any(isinstance(head, Language | Classify) for head in heads):  # none that could be trained on
+            lr = PROBE_LR
     return replace(recipe, train=replace(recipe.train, optimizer="adamw", lr=lr))
 
 
@@ -283,9 +288,9 @@ def reopen(run: Run) -> tuple[Session, Prepared]:
     if said["fingerprint"] != run.table.fingerprint:
         raise RunError(
             f"{run.table.name} is not what {run.path} was trained on: its content has changed. "
-            "Restore it, or train anew."
+            "Restore it, or train anew. (A built-in table of an older weft lies beside the new one, as <name>-before.)"
         )
-    if said.get("plan", 1) != PLAN and any(isinstance(m, str) or m > 1 for m in run.recipe.mix.values()):
+    if said.get("plan", 1) != PLAN and any(isinstance(m, float) and m > 1 for m in run.recipe.mix.values()):
         speak("an older weft planned this run: from here on it meets its rows in another order than it would have")
     arrows, types, resolutions = understand(run.recipe, run.table, kind_of(run.config.topology), run.renderer.columns)
     base, start = load_start(run.path)

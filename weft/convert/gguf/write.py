@@ -99,6 +99,11 @@ def export_gguf(run: Run, out: Path, kind: str) -> Path:
     known = {ours: name for name, (ours, _) in ARCHITECTURES.items()}
     if tree["architectures"][0] not in known:
         raise ConvertError(f"A GGUF is written of {', '.join(known)}, not of {tree['architectures'][0]}.")
+    if (run.path / "renderer.json").is_file() and "role" in run.renderer.vocabulary.blocks:
+        raise ConvertError(
+            f"{run.path} learned conversations in roles of weft's own, for which a GGUF has no template. Start from a "
+            "model with a chat template (--from), or export to hf."
+        )
     name = known[tree["architectures"][0]]
     tensors = theirs(to_theirs(layout.rules(run.config), run.model()), tree, name, kind)
     metadata = described(run, tree, name) | {"general.file_type": FILE_TYPES[kind], "general.quantization_version": 2}
