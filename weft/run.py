@@ -43,6 +43,7 @@ RECIPE, CONFIG, WEIGHTS, METRICS, SKIPPED = (
     "skipped.jsonl",
 )
 COMMAND, LOCK = "command.txt", ".lock"
+PREPARED = "prepared.json"  # written last before the first step: from then on a run only needs to be gone on with
 
 
 @dataclass(eq=False)
@@ -117,6 +118,17 @@ class Run:
         if not self.recipe.data:
             raise RunError(f"{self.path} was trained on a table held in memory, which is gone. Give the table again.")
         return open_table(self.recipe.data)
+
+    @property
+    def prepared(self) -> dict[str, Any]:
+        """What it was prepared from: the table's fingerprint, the number of the plan; {} if it did not come so far."""
+        path = self.path / PREPARED
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+    @property
+    def changed(self) -> bool:
+        """Whether the table is another one than when it was prepared."""
+        return self.prepared.get("fingerprint", self.table.fingerprint) != self.table.fingerprint
 
     @cached_property
     def split(self) -> np.ndarray:

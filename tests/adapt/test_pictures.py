@@ -11,7 +11,9 @@ import torch
 from safetensors.torch import load_file
 
 import weft
+from weft.adapt.source import ready
 from weft.data.sources import open_table
+from weft.errors import RecipeError
 from weft.generate.predict import Predictor
 from weft.run import Run
 from weft.train.session import make_recipe
@@ -70,3 +72,46 @@ def test_a_run_that_starts_from_a_run_keeps_its_way_with_pictures(eyes: Path, tm
     second = weft.train(stripes(), "image -> way", out=tmp_path / "two", steps=1, overrides=words)
     assert second.renderer.image.mean == MEAN
     assert Run.open(second.path).renderer.image.std == STD
+
+
+def test_a_source_says_only_what_it_knows_and_a_recipe_is_told(eyes: Path, tmp_path: Path, capsys) -> None:
+    quick = [*QUICK, "train.options.check=false"]
+    texts = [{"text": f"{a} and {b}"} for a in "abcde" for b in "fghij"]
+    small = ("model.dim=32", "model.depth=1", "model.heads=2", "train.length=32", "train.tokens=128")
+    words = weft.train(
+        texts, "-> text", out=tmp_path / "words", steps=1, overrides=[*small, "train.options.check=false"]
+    )
+    said = [f"image.mean={list(MEAN)}", f'model.source="{words.path}"', *quick]
+    run = weft.train(stripes(), "image -> way", out=tmp_path / "one", steps=1, overrides=said)
+    assert run.renderer.image.mean == MEAN, "a model of texts has no say in pictures"
+    capsys.readouterr()
+    said = ["image.mean=[0.1, 0.2, 0.3]", f'model.source="{eyes}"', *quick]
+    run = weft.train(stripes(), "image -> way", out=tmp_path / "two", steps=1, overrides=said)
+    assert run.renderer.image.mean == MEAN and "image.mean is (0.48, 0.46, 0.41), as" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("said", "mean", "std"),
+    [
+        ({"image_mean": [0.5], "image_std": 0.25}, (0.5,) * 3, (0.25,) * 3),
+        ({"image_mean": MEAN, "image_std": STD, "do_normalize": False}, (0.0,) * 3, (1.0,) * 3),
+    ],
+)
+def test_what_a_file_says_of_pictures(said: dict, mean: tuple, std: tuple) -> None:
+    assert ready(said) == {"image": {"mean": mean, "std": std}}
+
+
+@pytest.mark.parametrize("said", [{"image_mean": MEAN}, {"image_mean": None, "image_std": STD},
+                                  {"image_mean": [1, 2], "image_std": STD}])  # fmt: skip
+def test_what_is_no_mean_is_said(said: dict) -> None:
+    with pytest.raises(RecipeError, match="three numbers were expected"):
+        ready(said)
+
+
+def test_a_head_that_is_there_is_not_hurried(eyes: Path, tmp_path: Path) -> None:
+    quick = [*QUICK, "train.options.check=false"]
+    words = [f'model.source="{eyes}"', 'train.freeze=["body"]']
+    first = weft.train(stripes(), "image -> way", out=tmp_path / "one", steps=1, overrides=[*words, *quick])
+    again = [f'model.source="{first.path}"', 'train.freeze=["body"]', *quick]
+    rate = lambda overrides: make_recipe(open_table(stripes()), ["image -> way"], overrides=overrides)[0].train.lr
+    assert (rate([*words, *quick]), rate(again)) == (0.01, 1e-4)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from weft.data import demo
+from weft.data.built import build, finish
 from weft.data.espeak import RATE, Clip, Synthesiser, Voice, speak_all
 from weft.errors import DataError, WeftError
 
@@ -144,6 +145,17 @@ def test_a_complete_table_is_reused_and_a_foreign_folder_is_left_alone(built, tm
         demo.build(tmp_path)
     assert (tmp_path / "thesis.txt").exists()
     assert not [path for path in built.parent.parent.iterdir() if path.name.startswith(".")], "no half-built rest"
+
+
+def test_a_table_of_another_version_is_kept_beside_the_new_one(tmp_path):
+    def written(version):
+        return lambda out: finish(out, ("text",), [{"text": f"version {version}"}], {}, version, 0)
+
+    for version in (1, 2, 3):
+        path = build(tmp_path / "table", written(version), version, 0)
+    assert "version 3" in path.read_text()
+    assert "version 2" in (tmp_path / "table-before" / path.name).read_text()
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["table", "table-before"]
 
 
 def test_an_interrupted_build_leaves_nothing(tmp_path, monkeypatch):

@@ -177,6 +177,8 @@ def test_a_column_says_how_often_each_row_is_drawn(load):
     assert any(found[row] != found[row - 1] for row in range(1, 80)), "control: not all alike"
     with pytest.raises(RecipeError, match="Did you mean 'often'"):
         load("-> text", data=data, mix={"-> text": "oftn"}).round(0)
+    with pytest.raises(RecipeError, match="mix draws no row of the split 'train'"):
+        load("-> text", data=Table({**plain, "often": [0] * 90}), mix={"-> text": "often"}).round(0)
     for bad in ("many", -1, 1e9, "nan"):
         data = Table({**plain, "often": [1] * 7 + [bad] * 83})
         with pytest.raises(DataError, match="row 7 of the column 'often'"):

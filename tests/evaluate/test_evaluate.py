@@ -179,6 +179,15 @@ def test_faults_are_named(evaluated: tuple, tmp_path: Path, table: Table) -> Non
         evaluate(fresh, say=lambda text: None)
 
 
+def test_a_table_that_has_changed_is_told(table: Table, tmp_path: Path) -> None:
+    run = open_run(tmp_path / "run", table)
+    for fingerprint, changed in (("another", True), (table.fingerprint, False)):
+        (run.path / "prepared.json").write_text(json.dumps({"fingerprint": fingerprint}))
+        said: list[str] = []
+        evaluate(run, arrows=["-> text"], judge=False, limit=4, say=said.append)
+        assert any("tiny has changed since the run was trained" in line for line in said) == changed
+
+
 def test_a_row_that_cannot_be_read_is_counted(table: Table, tmp_path: Path) -> None:
     broken = Table({name: list(table.column(name)) for name in table.columns}, table.folder, "broken")
     broken.column("image")[45] = "gone.png"

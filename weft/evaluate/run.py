@@ -53,6 +53,8 @@ def evaluate(
         raise RunError(f"There is no split {split!r}. There is: {', '.join(SPLITS)}.")
     predictor = Predictor(run, model)
     chosen = [predictor.find(arrow) for arrow in arrows] if arrows else list(range(len(predictor.renderer.arrows)))
+    if run.changed:
+        say(f"{run.table.name} has changed since the run was trained: rows held out now may have been trained on")
     first = Predictor(run, run.start(str(predictor.device))) if before else None
     bench = Bench(predictor, split, judge=judge, say=say, before=first)
     samples = Samples(run.path / "samples")

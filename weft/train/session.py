@@ -38,7 +38,7 @@ from weft.data.sources import Table, content, open_table
 from weft.errors import RecipeError, RunError, WeftError
 from weft.model import kind as kind_of
 from weft.recipe import Recipe, load, override
-from weft.run import CONFIG, METRICS, SKIPPED, Run, read_lines, replace_text
+from weft.run import CONFIG, METRICS, PREPARED, SKIPPED, Run, read_lines, replace_text
 from weft.train.card import card
 from weft.train.check import prove
 from weft.train.fit import course
@@ -56,7 +56,6 @@ from weft.train.progress import Progress, aligned, speak
 from weft.train.vectors import give
 from weft.train.watch import Blind, Evaluate, Log, Save, swapped
 
-PREPARED = "prepared.json"  # written last before the first step: from then on a run only needs to be gone on with
 TUNE_LR, ADAPTER_LR = 1e-4, 1e-3  # of AdamW from pretrained weights (Hu et al. 2021, table 9 and after: 2e-4 to 1e-2)
 PROBE_LR = 1e-2  # where the whole body is frozen: a new head has nothing to lose
 SAMPLES = 40  # held-out rows of each arrow that a validation looks at
@@ -284,13 +283,12 @@ def settle(session: Session) -> list[list[Batch]]:
 
 def reopen(run: Run) -> tuple[Session, Prepared]:
     """A run that was prepared: everything from its files, weights from the newest valid checkpoint."""
-    said = json_module.loads((run.path / PREPARED).read_text(encoding="utf-8"))
-    if said["fingerprint"] != run.table.fingerprint:
+    if run.changed:
         raise RunError(
             f"{run.table.name} is not what {run.path} was trained on: its content has changed. "
             "Restore it, or train anew. (A built-in table of an older weft lies beside the new one, as <name>-before.)"
         )
-    if said.get("plan", 1) != PLAN and any(isinstance(m, float) and m > 1 for m in run.recipe.mix.values()):
+    if run.prepared.get("plan", 1) != PLAN and any(isinstance(m, float) and m > 1 for m in run.recipe.mix.values()):
         speak("an older weft planned this run: from here on it meets its rows in another order than it would have")
     arrows, types, resolutions = understand(run.recipe, run.table, kind_of(run.config.topology), run.renderer.columns)
     base, start = load_start(run.path)
