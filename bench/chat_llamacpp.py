@@ -31,7 +31,7 @@ from weft.core.view import Tokens
 from weft.generate.template import ChatTemplate
 
 LIKELY = 100  # tokens whose logits are compared at each step
-NOISE = 3.0  # spreads
+NOISE = 2.0  # spreads of a difference
 EXACT = 1e-3  # logits: between weft with its cache and without
 SPREAD = 0.5  # logits: more than rounding activations has ever given here
 THREADS = 2
@@ -44,7 +44,7 @@ class Row:
 
     prompt: str
     answer: str
-    ids: bool  # whether llama.cpp's own tokenizer gives the ids that weft's template does
+    ids: bool  # whether llama.cpp's own tokenizer gives the ids that weft's template does, control tokens apart
     same: bool
     spread: float
     part: int | None = None
@@ -133,7 +133,8 @@ def compared(prompt: str, ids: list[int], ours: Ours, theirs: Theirs, words, tok
     shared = ids + (mine if part is None else mine[:part])
     own, other = ours.logits(shared), theirs.logits(shared)
     laid = theirs.ids(words.template.text([{"role": "user", "content": prompt}]))
-    row = Row(prompt, words.saved.codec.decode(mine), laid == ids, part is None, spread(own, other), part)
+    spells = any(token in prompt for token in words.saved.codec.control.values())  # there a control token, here a text
+    row = Row(prompt, words.saved.codec.decode(mine), spells or laid == ids, part is None, spread(own, other), part)
     if part is not None:
         rest = max(words.saved.ends, key=lambda end: own[-1, end])  # of an answer that ended
         here, there = (one[part] if part < len(one) else rest for one in (mine, found))
@@ -152,7 +153,7 @@ class Words:
 def coarser(model: torch.nn.Module) -> None:
     """Round one matrix of each block to 4 bits once more: the control."""
     for name, weight in model.named_parameters():
-        if name.endswith("feedforward.down.weight"):
+        if name.endswith("ffn.down.weight"):
             scale = weight.detach().abs().amax(1, keepdim=True) / 7
             weight.data = (weight.detach() / scale).round() * scale
 

@@ -5,8 +5,7 @@
 The reference is `LlamaForCausalLM` with the package's GGUF dequantised by the `gguf` package, and the conversation laid
 out by transformers' `apply_chat_template`: nothing of weft's reader, tokenizer, template, model or decoding is in it
 but the merges and the text of the template. Where two answers part, the gap between the two tokens' logits is told; a
-gap below NOISE is rounding. (Not llama.cpp itself: it computes with quantised activations, so its logits differ by more
-than this comparison allows for, and building it takes a quarter of an hour.)
+gap below NOISE is rounding. (llama.cpp itself computes with quantised activations: chat_llamacpp.py.)
 """
 
 from __future__ import annotations
