@@ -1,6 +1,6 @@
 # weft: everything a person or a machine does with a clone. Needs Python 3.11+ with pip and venv, and make.
 #
-#   make demo     from nothing to a trained, evaluated, shown model (about thirteen minutes on two quiet cores)
+#   make demo     from nothing to a trained, evaluated, shown model (about fourteen minutes on two cores)
 #   make test     all tests          make check   lint, types, import rules
 #   make bench    the same work by peers, side by side
 #   make docs     the documentation as a site, in site/
