@@ -181,9 +181,10 @@ def main() -> None:
     control = statistics.median(spread(ours.logits(ids), logits) for ids, logits in seen)
     noise = statistics.median(row.spread for row in rows)
     bad = [row for row in rows if not row.explained or row.spread > SPREAD]
+    failed = bool(bad) or control < 1.5 * noise
     if options.json:
         print(json.dumps([asdict(row) for row in rows], ensure_ascii=False, indent=1))
-        raise SystemExit(1 if bad or control < 1.5 * noise else 0)
+        raise SystemExit(failed)
     print(
         f"{sum(row.same for row in rows)} of {len(rows)} answers are the same, {sum(row.ids for row in rows)} prompts "
         f"have the same ids; {len(bad)} differ by more than noise\n"
@@ -191,7 +192,7 @@ def main() -> None:
         f"a token takes {statistics.median(slow) * 1e3:.1f} ms here, {statistics.median(fast) * 1e3:.1f} ms there: "
         f"{statistics.median(a / b for a, b in zip(slow, fast, strict=True)):.2f} times as long"
     )
-    raise SystemExit(1 if bad or control < 1.5 * noise else 0)
+    raise SystemExit(failed)
 
 
 if __name__ == "__main__":

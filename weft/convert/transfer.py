@@ -139,12 +139,11 @@ def export_hf(run: Run, folder: Path) -> Path:
     """
     beside = run.path / COMPANIONS
     files = {str(p.relative_to(beside)): p for p in sorted(beside.rglob("*")) if p.is_file()} if beside.is_dir() else {}
-    own_words = from_nothing(run)
-    if TOKENIZER not in files and not own_words and (run.path / TOKENIZER).is_file():
+    words = whole(run) if from_nothing(run) else None
+    if TOKENIZER not in files and words is None and (run.path / TOKENIZER).is_file():
         files[TOKENIZER] = run.path / TOKENIZER
     said = told(run)
     model = run.model()
-    words = whole(run) if own_words else None
     save_hf(model, folder, said.get("config"), files=files)
     template, special = said.get("chat_template"), said.get("special") or {}
     if words is not None:
